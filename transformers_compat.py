@@ -1,0 +1,172 @@
+"""Every difference between transformers versions that the model code has to know, with the version and the reason.
+
+The model files read as if there were one version; supported are 4.37 to 5.23 (see the table in the README).
+"""
+
+import importlib.util
+import inspect
+
+import torch
+import transformers
+from packaging import version
+from transformers import AutoImageProcessor, BitsAndBytesConfig
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+TRANSFORMERS_VERSION = version.parse(transformers.__version__)
+
+
+def at_least(minimum):
+    """Whether the installed transformers is `minimum` or newer, development builds of it included."""
+    return TRANSFORMERS_VERSION.release >= version.parse(minimum).release
+
+
+def is_loaded(parameter):
+    """Whether a checkpoint has already filled this parameter.
+
+    From 5.0 `_init_weights` runs after loading. Up to 5.12 nothing but this mark, which loading leaves on each
+    parameter, keeps it from overwriting a module of which only some parameters were in the file.
+    """
+    return getattr(parameter, "_is_hf_initialized", False)
+
+
+def is_flash_attention_available():
+    """Whether flash-attn is installed (it is optional)."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def flash_attention_function():
+    """`flash_attn.flash_attn_func`, imported when first used: the package is optional."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func
+
+
+def accepted_keywords(module, keywords):
+    """Those of `keywords` that the module's forward takes: a decoder has taken any of them only since 4.46."""
+    parameters = inspect.signature(module.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return keywords
+    return {name: value for name, value in keywords.items() if name in parameters}
+
+
+def cached_length(past_key_values):
+    """Positions in a cache: None, a `Cache`, or (before 4.46) a tuple of layers of (key, value)."""
+    if past_key_values is None:
+        return 0
+    if hasattr(past_key_values, "get_seq_length"):
+        return int(past_key_values.get_seq_length())
+    return past_key_values[0][0].shape[-2] if past_key_values else 0
+
+
+def generate_from_embeddings(language_model, inputs_embeds, **keywords):
+    """`generate` of the language model; returns the new tokens only.
+
+    Up to 4.37 a continuation of embeddings alone starts with a begin-of-sentence token that nobody generated.
+    """
+    output = language_model.generate(inputs_embeds=inputs_embeds, **keywords)
+    if at_least("4.38"):
+        return output
+    if torch.is_tensor(output):
+        return output[:, 1:]
+    output.sequences = output.sequences[:, 1:]
+    return output
+
+
+def load_image_processor(model):
+    """The image processor of the repository that a model was loaded from.
+
+    Raises:
+        ValueError: before 4.53, whose `auto_map` cannot name a class in a folder, and for a model that was not loaded
+            from a repository.
+    """
+    if not at_least("4.53"):
+        raise ValueError(
+            f"Passing images rather than pixel_values needs transformers 4.53 or newer; installed is "
+            f"{transformers.__version__}. Prepare pixel_values with the model card's load_image()."
+        )
+    source = model.config._name_or_path
+    if not source:
+        raise ValueError(
+            "This model was not loaded from a repository, so there is no image processor for its images: pass pixel_values."
+        )
+    revision = getattr(model.config, "_commit_hash", None)
+    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, revision=revision or "main")
+
+
+def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bit):
+    """Keywords for `from_pretrained` of this transformers version, from those that users of any version pass.
+
+    Args:
+        keywords: what the caller gave, not changed.
+        config: the loaded config, or None.
+        use_flash_attn: the model card's switch; None leaves it to the vision config.
+        load_in_8bit, load_in_4bit: removed from transformers in 5.0 in favour of `quantization_config`.
+
+    Raises:
+        ImportError: quantization without bitsandbytes.
+    """
+    keywords = dict(keywords)
+    if not at_least("4.56") and "dtype" in keywords:  # its name from 4.56 on
+        keywords["torch_dtype"] = keywords.pop("dtype")
+    elif at_least("4.56") and "torch_dtype" in keywords:
+        keywords.setdefault("dtype", keywords.pop("torch_dtype"))
+    if at_least("5.0"):
+        keywords.pop("low_cpu_mem_usage", None)  # the only way since 5.0
+    elif importlib.util.find_spec("accelerate") is not None:
+        keywords.setdefault("low_cpu_mem_usage", True)  # else the weights are in memory twice while loading
+    if load_in_8bit or load_in_4bit:
+        keywords.setdefault("quantization_config", _bitsandbytes_config(load_in_8bit))
+    requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
+    resolved = _attention(requested, use_flash_attn, config)
+    if resolved is not None:
+        keywords["attn_implementation"] = resolved
+    return keywords
+
+
+def _bitsandbytes_config(load_in_8bit):
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ImportError(
+            f"load_in_{'8' if load_in_8bit else '4'}bit=True needs bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or load without it."
+        )
+    # The vision tower and the projector are small and lose most
+    skipped = ["vision_model", "mlp1", "lm_head"]
+    if load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def _attention(requested, use_flash_attn, config):
+    """The attention implementation to ask transformers for, or None for its own choice (SDPA)."""
+    flash = "flash_attention_2"
+    if requested is None:
+        wanted = use_flash_attn
+        if wanted is None and config is not None:
+            wanted = config.vision_config.use_flash_attn and torch.cuda.is_available()
+        if wanted and is_flash_attention_available() and torch.cuda.is_available():
+            return flash
+        if use_flash_attn:
+            logger.warning_once("use_flash_attn=True, but flash-attn is not usable here: attention runs through SDPA.")
+        return None
+    if requested == flash and not is_flash_attention_available():
+        logger.warning_once("flash-attn is not installed: attention runs through SDPA instead of flash_attention_2.")
+        return "sdpa"
+    return requested
+
+
+def share_attention(config):
+    """Give the vision tower and the language model the attention implementation asked for at the top level.
+
+    transformers does it by itself from 4.48 on. A language model that a script has given its own
+    (`config.llm_config.attn_implementation = "eager"`) keeps it.
+    """
+    for part in (config.vision_config, config.llm_config):
+        own = part.__dict__.get("attn_implementation") or getattr(part, "_attn_implementation_internal", None)
+        part._attn_implementation = own or config._attn_implementation
