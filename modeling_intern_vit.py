@@ -1,0 +1,317 @@
+"""InternViT, the vision encoder of Skywork-R1V (InternViT-6B-448px-V2_5; 300M with LayerNorm).
+
+A plain vision transformer: patch embedding with a class token and learned positions, pre-norm blocks with layer
+scale, no final norm (InternVL 2.5, arXiv:2412.05271, section 3). `tiles` are square images of `image_size` pixels; a tile has
+(image_size / patch_size)² patches, N = patches + 1 positions and C channels.
+
+    vision_model = SkyworkVisionModel(SkyworkVisionConfig())
+    vision_model(pixel_values).last_hidden_state  # (tiles, 1025, 3200)
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+
+from .configuration_skywork_chat import SkyworkVisionConfig
+from .transformers_compat import flash_attention_function, is_loaded
+
+
+class RMSNorm(nn.Module):
+    """Root mean square norm (arXiv:1910.07467) over the last axis, computed in fp32."""
+
+    def __init__(self, hidden_size, eps=1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states):
+        dtype = hidden_states.dtype
+        hidden_states = hidden_states.float()
+        hidden_states = hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * hidden_states.to(dtype)
+
+
+NORMS = {"rms_norm": RMSNorm, "layer_norm": nn.LayerNorm}
+
+
+class PatchEmbeddings(nn.Module):
+    """Patches and a class token, with learned positions that are interpolated for other tile sizes."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.grid = config.image_size // config.patch_size
+        self.class_embedding = nn.Parameter(torch.randn(1, 1, config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, config.hidden_size))
+
+    def interpolated_positions(self, height, width):
+        """Positions for a grid of `height` × `width` patches, (1, 1 + height·width, C): bicubic, in fp32."""
+        if (height, width) == (self.grid, self.grid):
+            return self.position_embedding
+        class_position, patch_positions = self.position_embedding.split([1, self.grid**2], dim=1)
+        patch_positions = patch_positions.float().reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        patch_positions = F.interpolate(patch_positions, size=(height, width), mode="bicubic", align_corners=False)
+        patch_positions = patch_positions.flatten(2).transpose(1, 2)  # (1, height·width, C)
+        return torch.cat([class_position, patch_positions.to(class_position.dtype)], dim=1)
+
+    def forward(self, pixel_values):
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (tiles, C, rows, columns)
+        height, width = patches.shape[-2:]
+        patches = patches.flatten(2).transpose(1, 2)  # (tiles, rows·columns, C)
+        class_token = self.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
+        embeddings = torch.cat([class_token, patches], dim=1)  # (tiles, N, C)
+        return embeddings + self.interpolated_positions(height, width).to(embeddings.dtype)
+
+
+def eager_attention(query, key, value, scale, dropout):
+    """Softmax attention with materialised weights; heads first: (tiles, heads, N, head size)."""
+    weights = (query * scale) @ key.transpose(-2, -1)  # (tiles, heads, N, N)
+    weights = F.dropout(weights.softmax(dim=-1), dropout, training=dropout > 0)
+    return weights @ value, weights
+
+
+def sdpa_attention(query, key, value, scale, dropout):
+    """torch's fused attention, same shapes; attention weights are not available."""
+    return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale), None
+
+
+def flash_attention(query, key, value, scale, dropout):
+    """flash-attn (arXiv:2307.08691) on half-precision CUDA tensors; SDPA for what its kernels do not take."""
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return sdpa_attention(query, key, value, scale, dropout)
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # (tiles, N, heads, head size)
+    output = flash_attention_function()(query, key, value, dropout_p=dropout, softmax_scale=scale)
+    return output.transpose(1, 2), None
+
+
+ATTENTION = {"eager": eager_attention, "sdpa": sdpa_attention, "flash_attention_2": flash_attention}
+
+
+class VisionAttention(nn.Module):
+    """Multi-head self-attention with one projection for query, key and value.
+
+    The q/k norm of InternViT-6B is over all heads together (C channels), before the heads are split.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config  # read at run time: `set_attn_implementation` changes it
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.hidden_size // self.num_heads
+        self.scale = self.head_size**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.proj_drop = nn.Dropout(config.dropout)
+        self.qk_normalization = config.qk_normalization
+        if self.qk_normalization:
+            self.q_norm = RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.k_norm = RMSNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states):
+        """(tiles, N, C) to (tiles, N, C), with the attention weights where the implementation is eager, else None."""
+        query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)  # each (tiles, N, C)
+        if self.qk_normalization:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (
+            states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2) for states in (query, key, value)
+        )  # each (tiles, heads, N, head size)
+        dropout = self.attention_dropout if self.training else 0.0
+        attend = ATTENTION.get(self.config._attn_implementation, sdpa_attention)
+        output, weights = attend(query, key, value, self.scale, dropout)
+        output = output.transpose(1, 2).flatten(2)  # (tiles, N, C)
+        return self.proj_drop(self.proj(output)), weights
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states):
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch for whole tiles while training (arXiv:1603.09382)."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch):
+        if not self.training or self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        mask = branch.new_empty(branch.shape[0], *[1] * (branch.dim() - 1)).bernoulli_(keep)
+        return branch * mask / keep
+
+
+class VisionLayer(nn.Module):
+    """A pre-norm transformer block with layer scale (arXiv:2103.17239)."""
+
+    def __init__(self, config, drop_path_rate):
+        super().__init__()
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+        self.norm1 = NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
+        self.norm2 = NORMS[config.norm_type](config.hidden_size, eps=config.layer_norm_eps)
+        self.ls1 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
+        self.ls2 = nn.Parameter(config.initializer_factor * torch.ones(config.hidden_size))
+        self.drop_path = StochasticDepth(drop_path_rate)
+
+    def forward(self, hidden_states):
+        attention, weights = self.attn(self.norm1(hidden_states))
+        hidden_states = hidden_states + self.drop_path(attention * self.ls1)
+        hidden_states = hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)) * self.ls2)
+        return hidden_states, weights
+
+
+class VisionEncoder(nn.Module):
+    """The stack of layers; `num_layers` of them are computed."""
+
+    def __init__(self, config):
+        super().__init__()
+        last = max(config.num_hidden_layers - 1, 1)
+        # Plain Python: under transformers 5 modules are built on the meta device, where a tensor has no values
+        rates = [config.drop_path_rate * index / last for index in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList([VisionLayer(config, rate) for rate in rates])
+        self.gradient_checkpointing = False
+
+    def forward(self, hidden_states, num_layers=None, output_hidden_states=False, output_attentions=False):
+        all_hidden_states, all_attentions = [hidden_states], []
+        for layer in self.layers[:num_layers]:
+            if self.gradient_checkpointing and self.training:
+                hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, hidden_states)
+            else:
+                hidden_states, weights = layer(hidden_states)
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
+            if output_attentions:
+                all_attentions.append(weights)
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+
+
+class SkyworkVisionModel(PreTrainedModel):
+    """InternViT as a model of its own.
+
+    Args:
+        config: `SkyworkVisionConfig`. Its attention implementation (`eager`, `sdpa`, `flash_attention_2`) is the one
+            given as `attn_implementation=` when the model is built or loaded.
+    """
+
+    config_class = SkyworkVisionConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "vision_model"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn_2 = True  # the flag's name before transformers 4.54
+    _supports_flash_attn = True
+    _no_split_modules = ["VisionLayer"]
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.embeddings = PatchEmbeddings(config)
+        self.encoder = VisionEncoder(config)
+        self.post_init()
+
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return True  # transformers looks for its own dispatcher in this file's text; ours reads the config as well
+
+    def _init_weights(self, module):
+        initialize_vision_module(module, self.config)
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(
+        self,
+        pixel_values=None,
+        output_hidden_states=None,
+        return_dict=None,
+        pixel_embeds=None,
+        output_attentions=None,
+        num_layers=None,
+        **kwargs,
+    ):
+        """Encode tiles.
+
+        Args:
+            pixel_values: (tiles, channels, height, width), normalised pixels; sides are multiples of `patch_size`.
+            pixel_embeds: (tiles, N, C), what `embeddings` gives, in place of `pixel_values`.
+            num_layers: compute only this many layers; None is all of them.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` (tiles, N, C), `pooler_output` (tiles, C), the class
+            token; `hidden_states`, embeddings first, and `attentions` (eager attention only) if asked for.
+
+        Raises:
+            ValueError: neither or both inputs, or a shape that cannot be cut into patches.
+        """
+        if (pixel_values is None) == (pixel_embeds is None):
+            raise ValueError("Exactly one of pixel_values and pixel_embeds must be given.")
+        if pixel_values is not None:
+            self._check_shape(pixel_values)
+            pixel_embeds = self.embeddings(pixel_values)
+        config = self.config
+        output = self.encoder(
+            pixel_embeds,
+            num_layers=num_layers,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+        )
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=output.last_hidden_state,
+            pooler_output=output.last_hidden_state[:, 0],
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+    def _check_shape(self, pixel_values):
+        channels, patch_size = self.config.num_channels, self.config.patch_size
+        if (
+            pixel_values.dim() != 4
+            or pixel_values.shape[1] != channels
+            or any(side < patch_size or side % patch_size for side in pixel_values.shape[2:])
+        ):
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}; expected (tiles, {channels}, height, width) with "
+                f"sides that are multiples of patch_size={patch_size} pixels."
+            )
+
+
+def initialize_vision_module(module, config):
+    """Initial values of one module's own parameters; those that a checkpoint has filled are left alone."""
+    std = config.initializer_range
+    if isinstance(module, (nn.Linear, nn.Conv2d)):
+        _fill(module.weight, "normal_", 0.0, std)
+        _fill(module.bias, "zero_")
+    elif isinstance(module, PatchEmbeddings):
+        _fill(module.class_embedding, "normal_", 0.0, std)
+        _fill(module.position_embedding, "normal_", 0.0, std)
+    elif isinstance(module, VisionLayer):
+        _fill(module.ls1, "fill_", config.initializer_factor)
+        _fill(module.ls2, "fill_", config.initializer_factor)
+    elif isinstance(module, (RMSNorm, nn.LayerNorm)):
+        _fill(module.weight, "fill_", 1.0)
+        _fill(getattr(module, "bias", None), "zero_")
+
+
+def _fill(parameter, method, *arguments):
+    if parameter is not None and not is_loaded(parameter):
+        getattr(parameter.data, method)(*arguments)
