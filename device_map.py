@@ -1,0 +1,108 @@
+"""Which module goes on which GPU: vision tower, projector, embeddings and head on the first, decoder layers over all.
+
+    model = AutoModel.from_pretrained(path, device_map="split", trust_remote_code=True)
+
+does it for the GPUs of the machine; `split_layers` and `build_device_map` are pure functions of sizes in bytes, for
+planning without any.
+"""
+
+import torch
+
+FIRST_GPU_MODULES = (
+    "vision_model",
+    "mlp1",
+    "language_model.model.embed_tokens",
+    "language_model.model.norm",
+    "language_model.model.rotary_emb",
+    "language_model.lm_head",
+)
+LAYERS = "language_model.model.layers"
+# The model card's split_model() names these, which no version of the model has had
+NAMES_OF_OTHER_MODELS = ("language_model.model.tok_embeddings", "language_model.output")
+GIB = 2**30
+
+
+def split_layers(layer_sizes, first_size, memory):
+    """How many consecutive layers each GPU holds, so that the fullest GPU is as empty as possible.
+
+    A GPU's share is what it holds over what it has. Layers are given one by one to the GPU whose share they raise
+    least, which is optimal for layers of one size, as those of a Qwen2 are.
+
+    Args:
+        layer_sizes: bytes of each decoder layer.
+        first_size: bytes of everything else, all of it on the first GPU.
+        memory: usable bytes of each GPU.
+
+    Returns:
+        A list of counts, one for each GPU, which add up to the number of layers.
+
+    Raises:
+        ValueError: no GPU, or a model that does not fit.
+    """
+    if not memory:
+        raise ValueError("No GPU to split the model over: memory is empty. Load with device_map='cpu' or none at all.")
+    largest = max(layer_sizes)
+    loads, counts = [first_size] + [0] * (len(memory) - 1), [0] * len(memory)
+    if first_size > memory[0]:
+        raise ValueError(
+            f"GPU 0 has {memory[0] / GIB:.1f} GiB to use but the vision tower, projector, embeddings and head take "
+            f"{first_size / GIB:.1f} GiB: put the largest GPU first (CUDA_VISIBLE_DEVICES) or load quantized."
+        )
+    for _ in layer_sizes:
+        fitting = [gpu for gpu, load in enumerate(loads) if load + largest <= memory[gpu]]
+        if not fitting:
+            total = first_size + sum(layer_sizes)
+            raise ValueError(
+                f"The model takes {total / GIB:.1f} GiB and does not fit the {sum(memory) / GIB:.1f} GiB of "
+                f"{len(memory)} GPUs ({', '.join(f'{size / GIB:.1f}' for size in memory)}) in whole layers of "
+                f"{largest / GIB:.2f} GiB: add GPUs, load quantized, or use device_map='auto' to offload."
+            )
+        gpu = min(fitting, key=lambda index: (loads[index] + largest) / memory[index])
+        loads[gpu] += largest
+        counts[gpu] += 1
+    return counts
+
+
+def build_device_map(counts):
+    """A device map of transformers for the result of `split_layers`: layers in order, all else on GPU 0."""
+    device_map = {name: 0 for name in FIRST_GPU_MODULES}
+    gpus = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
+    device_map.update({f"{LAYERS}.{layer}": gpu for layer, gpu in enumerate(gpus)})
+    return device_map
+
+
+def module_sizes(model, bytes_per_parameter=2):
+    """(bytes of each decoder layer, bytes of all else) of a model, which may be on the meta device."""
+
+    def size(module):
+        return bytes_per_parameter * sum(parameter.numel() for parameter in module.parameters())
+
+    layer_sizes = [size(layer) for layer in model.language_model.model.layers]
+    return layer_sizes, size(model) - sum(layer_sizes)
+
+
+def free_memory(reserve=0.1):
+    """Bytes of every visible GPU that weights may take: what is free, less a share for activations and cache."""
+    return [int(torch.cuda.mem_get_info(gpu)[0] * (1 - reserve)) for gpu in range(torch.cuda.device_count())]
+
+
+def clean_device_map(device_map, num_layers):
+    """A user's device map without the names that this model does not have.
+
+    The model card's `split_model()` names two modules of other models and more layers than there are; and it may leave
+    out the rotary embedding, which has no weights but, from transformers 4.48, a place of its own.
+    """
+    cleaned = {
+        name: device
+        for name, device in device_map.items()
+        if name not in NAMES_OF_OTHER_MODELS and not _is_surplus_layer(name, num_layers)
+    }
+    embeddings = cleaned.get("language_model.model.embed_tokens")
+    if embeddings is not None:
+        cleaned.setdefault("language_model.model.rotary_emb", embeddings)
+    return cleaned
+
+
+def _is_surplus_layer(name, num_layers):
+    index = name[len(LAYERS) + 1 :].split(".")[0] if name.startswith(f"{LAYERS}.") else ""
+    return index.isdigit() and int(index) >= num_layers

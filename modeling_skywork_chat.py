@@ -1,0 +1,797 @@
+"""Skywork-R1V: InternViT, pixel shuffle, an MLP projector and a Qwen2 language model (report of R1V, section 2.1).
+
+Two classes over the same weights, because two calling conventions are in use:
+
+- `SkyworkChatModel` (AutoModel, AutoModelForCausalLM): the model card's. `chat()`, `batch_chat()`, and a `generate()`
+  that returns the new tokens only.
+- `SkyworkChatForConditionalGeneration` (AutoModelForImageTextToText): the standard one of transformers, for pipelines
+  and trainers. `generate()` returns prompt and completion.
+
+Tiles are square images of `config.tile_size` pixels; each takes `num_image_token` tokens `<IMG_CONTEXT>` in the prompt.
+"""
+
+import copy
+import shutil
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from torch import nn
+from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
+
+from .configuration_skywork_chat import SkyworkChatConfig
+from .conversation import (
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_PLACEHOLDER,
+    IMAGE_START,
+    encode_segments,
+    get_conv_template,
+    token_id,
+)
+from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
+from .modeling_intern_vit import SkyworkVisionModel
+from .transformers_compat import (
+    accepted_keywords,
+    cached_length,
+    generate_from_embeddings,
+    is_loaded,
+    load_image_processor,
+    loading_keywords,
+    share_attention,
+)
+
+logger = logging.get_logger(__name__)
+
+# Tiles are encoded in chunks of about this many positions: 16 tiles of 448 pixels, which bounds the activations of
+# InternViT-6B at 420 MB a chunk in bf16, whatever the number of tiles.
+POSITIONS_PER_CHUNK = 16 * 1025
+
+ARCHITECTURE = "SkyworkR1VChatModel"  # what vLLM looks for; it is not the name of a class here
+AUTO_MAP = {
+    "AutoConfig": "configuration_skywork_chat.SkyworkChatConfig",
+    "AutoModel": "modeling_skywork_chat.SkyworkChatModel",
+    "AutoModelForCausalLM": "modeling_skywork_chat.SkyworkChatModel",
+    "AutoModelForImageTextToText": "modeling_skywork_chat.SkyworkChatForConditionalGeneration",
+}
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+CODE_FILES = (
+    "configuration_skywork_chat.py",
+    "conversation.py",
+    "device_map.py",
+    "modeling_intern_vit.py",
+    "modeling_skywork_chat.py",
+    "transformers_compat.py",
+)
+# What else makes a checkpoint complete, if the repository that the model came from has it
+SUPPORT_FILES = (
+    "chat_template.jinja",
+    "preprocessor/image_loading.py",
+    "preprocessor/image_processing_skywork_chat.py",
+    "preprocessor/processing_skywork_chat.py",
+    "preprocessor/tiling.py",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+
+
+class SkyworkModelBase(PreTrainedModel, GenerationMixin):
+    """What both classes share: the modules, the merge of image features into the tokens, and `forward`."""
+
+    config_class = SkyworkChatConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn_2 = True  # the flag's name before transformers 4.54
+    _supports_flash_attn = True
+    _supports_cache_class = True
+    _skip_keys_device_placement = "past_key_values"
+    _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
+
+    def __init__(self, config, vision_model=None, language_model=None):
+        super().__init__(config)
+        share_attention(config)
+        self.vision_model = SkyworkVisionModel(config.vision_config) if vision_model is None else vision_model
+        self.language_model = Qwen2ForCausalLM(config.llm_config) if language_model is None else language_model
+        factor = round(1 / config.downsample_ratio)
+        merged_size = config.vision_config.hidden_size * factor**2
+        self.mlp1 = nn.Sequential(
+            nn.LayerNorm(merged_size),
+            nn.Linear(merged_size, config.llm_config.hidden_size),
+            nn.GELU(),
+            nn.Linear(config.llm_config.hidden_size, config.llm_config.hidden_size),
+        )
+        self.num_image_token = config.num_image_token
+        self.img_context_token_id = config.image_token_id
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        config=None,
+        use_flash_attn=None,
+        load_in_8bit=False,
+        load_in_4bit=False,
+        **kwargs,
+    ):
+        """As transformers', with the model card's keywords on every version.
+
+        Args:
+            use_flash_attn: attention through flash-attn where it is installed, else through SDPA.
+            load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes (the vision tower, the projector
+                and the head are kept).
+            device_map: also "split" (see device_map.py), and dicts with the model card's surplus names.
+
+        Raises:
+            ImportError: quantization without bitsandbytes.
+            ValueError: `device_map="split"` where the model does not fit.
+        """
+        if not isinstance(config, PretrainedConfig):
+            hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+            config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        kwargs = loading_keywords(kwargs, config, use_flash_attn, load_in_8bit, load_in_4bit)
+        if kwargs.get("device_map") == "split":
+            kwargs["device_map"] = cls._split_device_map(config)
+        elif isinstance(kwargs.get("device_map"), dict):
+            kwargs["device_map"] = clean_device_map(kwargs["device_map"], config.llm_config.num_hidden_layers)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _split_device_map(cls, config):
+        with torch.device("meta"):
+            sizes = module_sizes(cls(copy.deepcopy(config)))
+        return build_device_map(split_layers(*sizes, free_memory()))
+
+    def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs):
+        """As transformers', and the directory loads by itself: code, tokenizer and processor files come along.
+
+        `architectures` stays the name that serving engines look for.
+        """
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        source = self.config._name_or_path
+        revision = getattr(self.config, "_commit_hash", None)
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            self.config.architectures, self.config.auto_map = [ARCHITECTURE], dict(AUTO_MAP)
+            self.config.save_pretrained(save_directory)
+            copy_repository_files(source, revision, Path(save_directory))
+        if push_to_hub:
+            self.push_to_hub(repo_id, **{name: kwargs[name] for name in ("token", "private") if name in kwargs})
+
+    def _init_weights(self, module):
+        if isinstance(module, nn.Linear):
+            _fill(module.weight, "normal_", 0.0, self.config.llm_config.initializer_range)
+            _fill(module.bias, "zero_")
+        elif isinstance(module, nn.LayerNorm):
+            _fill(module.weight, "fill_", 1.0)
+            _fill(module.bias, "zero_")
+
+    def get_input_embeddings(self):
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self):
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value):
+        self.language_model.set_output_embeddings(value)
+
+    def get_decoder(self):
+        return self.language_model.get_decoder()
+
+    def pixel_shuffle(self, features):
+        """Merge squares of patches into the channels: (tiles, rows, columns, C) to (tiles, rows/f, columns/f, C·f²).
+
+        Order "v2" keeps rows first; "v1" of the first InternVL gives the tokens column by column.
+        """
+        factor = round(1 / self.config.downsample_ratio)
+        features = features.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))  # (tiles, R, f, S, f, C)
+        features = features.permute(0, 1, 3, 2, 4, 5).flatten(3)  # (tiles, R, S, f·f·C)
+        return features.transpose(1, 2) if self.config.ps_version == "v1" else features
+
+    def extract_feature(self, pixel_values):
+        """Image features in the language model's width.
+
+        Args:
+            pixel_values: (tiles, channels, side, side), normalised pixels.
+
+        Returns:
+            (tiles, num_image_token, hidden size of the language model).
+
+        Raises:
+            ValueError: a shape that the vision tower cannot cut into patches.
+        """
+        positions = 1 + pixel_values.shape[-2] * pixel_values.shape[-1] // self.config.vision_config.patch_size**2
+        tiles_per_chunk = max(1, POSITIONS_PER_CHUNK // positions)
+        # Without gradients chunks bound the memory; with them every activation is kept anyway
+        chunks = [pixel_values] if torch.is_grad_enabled() else pixel_values.split(tiles_per_chunk)
+        features = [self._encode_tiles(chunk) for chunk in chunks]
+        return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _encode_tiles(self, pixel_values):
+        layer = self.config.select_layer
+        num_layers = layer if layer >= 0 else self.config.vision_config.num_hidden_layers + 1 + layer
+        hidden_states = self.vision_model(pixel_values=pixel_values, num_layers=num_layers).last_hidden_state
+        patches = hidden_states[:, 1:]  # without the class token
+        side = pixel_values.shape[-1] // self.config.vision_config.patch_size
+        features = self.pixel_shuffle(patches.unflatten(1, (-1, side)))  # (tiles, R, S, C·f²)
+        return self.mlp1(features.flatten(1, 2).to(self.mlp1[1].weight.dtype))
+
+    def embed(self, input_ids, pixel_values=None, image_flags=None, image_features=None, image_token_id=None):
+        """Token embeddings with the image features in place of the image tokens.
+
+        Args:
+            input_ids: (batch, length).
+            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
+            image_flags: (tiles,) or (tiles, 1); tiles flagged 0 are padding without tokens in the prompt.
+            image_features: (tiles, num_image_token, H), what `extract_feature` gave, in place of `pixel_values`.
+            image_token_id: the id that is replaced, if not `img_context_token_id`.
+
+        Returns:
+            (batch, length, H).
+
+        Raises:
+            ValueError: as many image tokens as features were expected, and the numbers differ.
+        """
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        token_id = self.img_context_token_id if image_token_id is None else image_token_id
+        if image_features is None and pixel_values is not None:
+            if image_flags is not None:
+                pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
+            if len(pixel_values):
+                image_features = self.extract_feature(pixel_values)
+        is_image = input_ids == token_id  # (batch, length)
+        expected, given = int(is_image.sum()), 0 if image_features is None else image_features.shape[:-1].numel()
+        if expected != given:
+            tiles = 0 if image_features is None else len(image_features)
+            raise ValueError(
+                f"The prompt has {expected} image tokens (id {token_id}) but the images give {given} features "
+                f"({tiles} tiles of {self.num_image_token}): pass the pixel_values that the prompt was built for."
+            )
+        if image_features is None:
+            return inputs_embeds
+        image_features = image_features.flatten(0, -2).to(inputs_embeds.device, inputs_embeds.dtype)
+        return inputs_embeds.masked_scatter(is_image.unsqueeze(-1).to(inputs_embeds.device), image_features)
+
+    @property
+    def base_model(self):
+        """The model without its language head: called like the model, gives `last_hidden_state` (TRL scores with it)."""
+        return Backbone(self)
+
+    def _hidden_states(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        position_ids=None,
+        image_flags=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        image_features=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        **kwargs,
+    ):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, image_flags, image_features)
+        decoder = self.get_decoder()
+        return decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            return_dict=True,
+            output_attentions=self.config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=(
+                self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+            ),
+            **accepted_keywords(decoder, kwargs),
+        )
+
+    def _forward(self, labels=None, logits_to_keep=0, num_items_in_batch=None, return_dict=None, **inputs):
+        output = self._hidden_states(**inputs)
+        hidden_states = output.last_hidden_state  # (batch, length, H)
+        if torch.is_tensor(logits_to_keep):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        logits = self.get_output_embeddings()(hidden_states)
+        output = CausalLMOutputWithPast(
+            loss=None if labels is None else next_token_loss(logits, labels, num_items_in_batch),
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )
+        return output if return_dict is None or return_dict else output.to_tuple()
+
+
+class Backbone:
+    """A view of a model without its language head. Not a module: it owns no weights and adds no names."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, logits_to_keep=0, **inputs):
+        """The decoder's output for the model's inputs; every position is kept, as `last_hidden_state` promises."""
+        return self.model._hidden_states(**inputs)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+
+class SkyworkChatModel(SkyworkModelBase):
+    """Skywork-R1V with the calls of its model card: `chat`, `batch_chat`, `generate` of new tokens only.
+
+    Attributes:
+        conv_template: the conversation template of the config's `template`; copied for each call.
+        system_message: the system message of every conversation; empty, as in training, unless a script sets it.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(self, config, vision_model=None, language_model=None):
+        super().__init__(config, vision_model, language_model)
+        self.template = config.template
+        self.conv_template = get_conv_template(config.template)
+        self.system_message = self.conv_template.system_message
+
+    def forward(
+        self,
+        pixel_values=None,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        image_flags=None,
+        past_key_values=None,
+        labels=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+        inputs_embeds=None,
+        image_features=None,
+        logits_to_keep=0,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """See `SkyworkChatForConditionalGeneration.forward`; the order of the arguments is the published one."""
+        return self._forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            image_flags=image_flags,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            inputs_embeds=inputs_embeds,
+            image_features=image_features,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+            **kwargs,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values=None,
+        input_ids=None,
+        attention_mask=None,
+        visual_features=None,
+        generation_config=None,
+        output_hidden_states=None,
+        inputs_embeds=None,
+        image_token_id=None,
+        **generate_kwargs,
+    ):
+        """Continue prompts, with images or without.
+
+        Args:
+            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens, or None.
+            input_ids: (batch, length), left-padded; or `inputs_embeds` (batch, length, H).
+            attention_mask: (batch, length).
+            visual_features: (tiles, num_image_token, H), what `extract_feature` gave, in place of `pixel_values`.
+            image_token_id: the id that image features replace, if not `img_context_token_id`.
+            generation_config, generate_kwargs: as of transformers' `generate`, `streamer` among them.
+
+        Returns:
+            (batch, new tokens): only what was generated, without the prompt.
+
+        Raises:
+            ValueError: neither or both of `input_ids` and `inputs_embeds`, or images that do not match the prompt.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(input_ids, pixel_values, None, visual_features, image_token_id)
+        if output_hidden_states is not None:
+            generate_kwargs["output_hidden_states"] = output_hidden_states
+        return generate_from_embeddings(
+            self.language_model,
+            inputs_embeds,
+            attention_mask=attention_mask,
+            generation_config=generation_config,
+            **generate_kwargs,
+        )
+
+    def chat(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config,
+        history=None,
+        return_history=False,
+        num_patches_list=None,
+        IMG_START_TOKEN=IMAGE_START,
+        IMG_END_TOKEN=IMAGE_END,
+        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
+        verbose=False,
+        mode="think",
+        system_message=None,
+    ):
+        """Ask a question about images, or about none.
+
+        Args:
+            tokenizer: the checkpoint's tokenizer.
+            pixel_values: (tiles, channels, side, side), all images of the conversation one after another; or images
+                themselves, PIL or paths, one or a list of them, which are tiled here; or None.
+            question: text; each literal `<image>` stands for one image, the first for the first. Where the question
+                has none, the images that the history does not account for are put in front of it.
+            generation_config: a dict of `generate`'s keywords (`max_new_tokens`, `do_sample`, `streamer`, …) or a
+                `GenerationConfig`. Neither is changed.
+            history: earlier turns, a list of (question, answer), as returned. Not changed.
+            return_history: return (answer, history with this turn) rather than the answer.
+            num_patches_list: tiles of each image; None means that all tiles are of one image.
+            verbose: log the prompt and the answer.
+            mode: "think", or "no-think" to have the answer without reasoning.
+            system_message: in place of the model's own `system_message`.
+
+        Returns:
+            The answer, with its thinking up to `</think>` (see `split_thinking` in conversation.py).
+
+        Raises:
+            ValueError: numbers of images, tiles and `<image>` that do not match, an unknown mode, or a tokenizer
+                without the image tokens.
+        """
+        pixel_values, num_patches_list = self._images_of_chat(pixel_values, num_patches_list)
+        question = _with_placeholders(question, history, len(num_patches_list))
+        conversation = self._conversation(question, history, system_message)
+        answer = self._answer(
+            tokenizer, pixel_values, [conversation], [num_patches_list], generation_config, mode, verbose
+        )[0]
+        return (answer, [*(history or []), (question, answer)]) if return_history else answer
+
+    def batch_chat(
+        self,
+        tokenizer,
+        pixel_values,
+        questions,
+        generation_config,
+        num_patches_list=None,
+        history=None,
+        return_history=False,
+        IMG_START_TOKEN=IMAGE_START,
+        IMG_END_TOKEN=IMAGE_END,
+        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
+        verbose=False,
+        image_counts=None,
+        mode="think",
+        system_message=None,
+    ):
+        """Ask several independent questions in one call; the answers are those of the single calls.
+
+        Args:
+            pixel_values: the tiles of all questions' images, one after another; or a list with, for each question,
+                None, an image (PIL or path) or a list of images.
+            questions: a list of texts.
+            num_patches_list: tiles of each image, in order. A list of lists says which images belong to which
+                question. A flat list gives each question as many as it has `<image>`, or one each (0: none).
+            history: for each question its earlier turns or None.
+            image_counts: older name of `num_patches_list`.
+            The rest as for `chat`.
+
+        Returns:
+            A list of answers, or (answers, histories).
+
+        Raises:
+            ValueError: as `chat`, and a flat `num_patches_list` that cannot be dealt out.
+        """
+        num_patches_list = image_counts if num_patches_list is None else num_patches_list
+        histories = [None] * len(questions) if history is None else history
+        if len(histories) != len(questions):
+            raise ValueError(f"{len(questions)} questions but {len(histories)} histories.")
+        pixel_values, patches = self._images_of_batch(pixel_values, num_patches_list, questions, histories)
+        asked = [_with_placeholders(q, h, len(p)) for q, h, p in zip(questions, histories, patches)]
+        conversations = [self._conversation(q, h, system_message) for q, h in zip(asked, histories)]
+        answers = self._answer(tokenizer, pixel_values, conversations, patches, generation_config, mode, verbose)
+        if not return_history:
+            return answers
+        return answers, [[*(h or []), (q, a)] for h, q, a in zip(histories, asked, answers)]
+
+    def _conversation(self, question, history, system_message):
+        conversation = self.conv_template.copy()
+        conversation.system_message = self.system_message if system_message is None else system_message
+        for earlier_question, answer in history or []:
+            conversation.append_message(conversation.roles[0], earlier_question)
+            conversation.append_message(conversation.roles[1], answer)
+        conversation.append_message(conversation.roles[0], question)
+        conversation.append_message(conversation.roles[1], None)
+        return conversation
+
+    def _answer(self, tokenizer, pixel_values, conversations, patches, generation_config, mode, verbose):
+        if mode not in ("think", "no-think"):
+            raise ValueError(f"mode={mode!r} is unknown; expected 'think' or 'no-think'.")
+        image_token_id = token_id(tokenizer, IMAGE_CONTEXT)
+        if image_token_id is None and pixel_values is not None:
+            raise ValueError(
+                f"The tokenizer has no token {IMAGE_CONTEXT}: load it from the checkpoint's own repository."
+            )
+        rows = []
+        for conversation, counts in zip(conversations, patches):
+            segments = conversation.segments([self.num_image_token * count for count in counts])
+            if mode == "no-think":
+                segments.append((conversation.skipped_thinking, True))
+            rows.append(encode_segments(tokenizer, segments, conversation.begin))
+        template, device = conversations[0], self.get_input_embeddings().weight.device
+        options, config = _generation_options(generation_config, tokenizer, template)
+        input_ids, attention_mask = left_pad(rows, options["pad_token_id"], device)
+        output = self.generate(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=config,
+            image_token_id=image_token_id,
+            **options,
+        )
+        sequences = output if torch.is_tensor(output) else output.sequences
+        answers = [
+            text.split(template.sep.strip())[0].strip()
+            for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)
+        ]
+        if verbose:
+            for conversation, answer in zip(conversations, answers):
+                logger.warning(f"{conversation.get_prompt()}{answer}")
+        return answers
+
+    def _images_of_chat(self, images, num_patches_list):
+        if images is None or torch.is_tensor(images):
+            return _checked_tiles(images, num_patches_list)
+        if num_patches_list is not None:
+            raise ValueError("num_patches_list goes with pixel_values; images are tiled here.")
+        images = list(images) if isinstance(images, (list, tuple)) else [images]
+        return self._tile(images) if images else (None, [])
+
+    def _images_of_batch(self, images, num_patches_list, questions, histories):
+        if images is not None and not torch.is_tensor(images):
+            if num_patches_list is not None:
+                raise ValueError("num_patches_list goes with pixel_values; images are tiled here.")
+            if len(images) != len(questions):
+                raise ValueError(f"{len(questions)} questions but {len(images)} entries of images; None is one, too.")
+            groups = [[] if i is None else list(i) if isinstance(i, (list, tuple)) else [i] for i in images]
+            flat = [image for group in groups for image in group]
+            pixel_values, counts = self._tile(flat) if flat else (None, [])
+            remaining = iter(counts)
+            return pixel_values, [[next(remaining) for _ in group] for group in groups]
+        patches = _deal_out(num_patches_list, images, questions, histories)
+        flat = [count for group in patches for count in group]
+        return _checked_tiles(images, flat)[0], patches
+
+    def _tile(self, images):
+        """PIL images or paths to (pixel_values, tiles of each), with the image processor of this repository."""
+        features = load_image_processor(self)(images=images, return_tensors="pt")
+        return features["pixel_values"], [int(count) for count in features["num_patches"]]
+
+
+class SkyworkChatForConditionalGeneration(SkyworkModelBase):
+    """Skywork-R1V with the calls of transformers: `generate` returns prompt and completion."""
+
+    def forward(
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+        image_flags=None,
+        image_features=None,
+        logits_to_keep=0,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """Logits, and with labels the loss.
+
+        Args:
+            input_ids: (batch, length), with `num_image_token` image tokens for each tile; or `inputs_embeds`
+                (batch, length, H).
+            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
+            attention_mask: (batch, length).
+            past_key_values: the cache of earlier positions; images belong to the call that has their tokens.
+            labels: (batch, length), -100 where no loss counts; shifted inside.
+            image_flags: (tiles,); tiles flagged 0 are padding.
+            image_features: what `extract_feature` gave, in place of `pixel_values`.
+            logits_to_keep: logits of the last so many positions only (0: all), or an index tensor.
+            num_items_in_batch: divisor of the loss for gradient accumulation, see `next_token_loss`.
+
+        Returns:
+            `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
+
+        Raises:
+            ValueError: images that do not match the image tokens, or neither or both kinds of input.
+        """
+        return self._forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            image_flags=image_flags,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            inputs_embeds=inputs_embeds,
+            image_features=image_features,
+            logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, pixel_values=None, image_features=None, **kwargs
+    ):
+        """The language model's own inputs; the images go with the first step, which has their tokens."""
+        inputs = self.language_model.prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, **kwargs
+        )
+        if cached_length(past_key_values) == 0:
+            inputs.update(pixel_values=pixel_values, image_features=image_features)
+        return inputs
+
+
+def copy_repository_files(source, revision, target):
+    """Copy the code, and what `source` has of the tokenizer and processor files, into a saved checkpoint.
+
+    Args:
+        source: the repository that the model came from, a directory or a Hub id (only its local cache is read).
+        revision: the commit of a Hub repository.
+        target: the directory; files of these names that it has already stay.
+    """
+    here = Path(__file__).resolve().parent
+    origins = {name: here / name for name in CODE_FILES}
+    for name in SUPPORT_FILES if source else ():
+        is_local = Path(source).is_dir()
+        origins[name] = Path(source) / name if is_local else try_to_load_from_cache(source, name, revision=revision)
+    for name, origin in origins.items():
+        destination = target / name
+        # The cache answers with None or a marker object for a file that it does not have
+        if isinstance(origin, (str, Path)) and Path(origin).is_file() and not destination.exists():
+            destination.parent.mkdir(exist_ok=True)
+            shutil.copyfile(origin, destination)
+
+
+def _with_placeholders(question, history, num_images):
+    """The question, with an `<image>` in front for each image that it and the history have no place for."""
+    earlier = sum(turn[0].count(IMAGE_PLACEHOLDER) for turn in history or [])
+    if IMAGE_PLACEHOLDER in question:
+        return question
+    return f"{IMAGE_PLACEHOLDER}\n" * max(0, num_images - earlier) + question
+
+
+def _checked_tiles(pixel_values, num_patches_list):
+    """(pixel_values or None, tiles of each image), which agree."""
+    tiles = 0 if pixel_values is None else len(pixel_values)
+    if num_patches_list is None:
+        num_patches_list = [tiles] if tiles else []
+    num_patches_list = [int(count) for count in num_patches_list]
+    if sum(num_patches_list) != tiles or any(count < 1 for count in num_patches_list):
+        raise ValueError(
+            f"num_patches_list={num_patches_list} stands for {sum(num_patches_list)} tiles but pixel_values has "
+            f"{tiles}: give the number of tiles of each image, each at least 1."
+        )
+    return (pixel_values if tiles else None), num_patches_list
+
+
+def _deal_out(num_patches_list, pixel_values, questions, histories):
+    """The tiles of each image, for each question a list."""
+    if num_patches_list is None:
+        num_patches_list = [] if pixel_values is None else [len(pixel_values)]
+    if any(isinstance(entry, (list, tuple)) for entry in num_patches_list):
+        if len(num_patches_list) != len(questions):
+            raise ValueError(f"{len(questions)} questions but {len(num_patches_list)} entries in num_patches_list.")
+        return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in num_patches_list]
+    texts = [[q, *(turn[0] for turn in h or [])] for q, h in zip(questions, histories)]
+    placeholders = [sum(text.count(IMAGE_PLACEHOLDER) for text in group) for group in texts]
+    if sum(placeholders) == len(num_patches_list):
+        remaining = iter(num_patches_list)
+        return [[next(remaining) for _ in range(count)] for count in placeholders]
+    if len(num_patches_list) == len(questions):
+        return [[count] if count else [] for count in num_patches_list]
+    raise ValueError(
+        f"num_patches_list has {len(num_patches_list)} images for {len(questions)} questions with {placeholders} "
+        f"{IMAGE_PLACEHOLDER}: pass a list of lists, one list for each question."
+    )
+
+
+def _generation_options(generation_config, tokenizer, template):
+    """Keywords for `generate` and, if given as one, the `GenerationConfig`; stop and pad tokens filled in."""
+    is_object = isinstance(generation_config, GenerationConfig)
+    options = {} if is_object or generation_config is None else dict(generation_config)
+    config = generation_config if is_object else None
+    stops = [token_id(tokenizer, token) for token in template.stop_strings]
+    stops = [stop for stop in stops if stop is not None] or [tokenizer.eos_token_id]
+    if getattr(config, "eos_token_id", None) is None:
+        options.setdefault("eos_token_id", stops)
+    if getattr(config, "pad_token_id", None) is None:
+        pad = tokenizer.pad_token_id
+        options.setdefault("pad_token_id", stops[0] if pad is None else pad)
+    else:
+        options["pad_token_id"] = config.pad_token_id
+    return options, config
+
+
+def left_pad(rows, pad_token_id, device):
+    """Lists of ids to (input_ids, attention_mask), each (rows, longest), padded on the left."""
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, length - len(row) :] = torch.tensor(row)
+        attention_mask[index, length - len(row) :] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
+def next_token_loss(logits, labels, num_items_in_batch=None):
+    """Cross entropy of the next token, in fp32.
+
+    Args:
+        logits: (batch, length, vocabulary).
+        labels: (batch, length); -100 is ignored.
+        num_items_in_batch: divide the sum by this, as a trainer that accumulates gradients asks for, not by the
+            number of labels in this batch.
+
+    Returns:
+        A scalar; where no label counts, zero (a mean over nothing would be NaN).
+
+    Raises:
+        ValueError: lengths that differ, as when logits were cut by `logits_to_keep`.
+    """
+    if logits.shape[1] != labels.shape[1]:
+        raise ValueError(
+            f"labels have length {labels.shape[1]} and logits {logits.shape[1]}: a loss needs logits_to_keep=0."
+        )
+    labels = labels[:, 1:].to(logits.device).flatten()
+    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=-100, reduction="sum")
+    count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+
+def _fill(parameter, method, *arguments):
+    if parameter is not None and not is_loaded(parameter):
+        getattr(parameter.data, method)(*arguments)
