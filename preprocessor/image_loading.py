@@ -1,0 +1,160 @@
+"""Opens images as people have them: paths, URLs, base64, bytes, arrays; turned, palette, transparent, 16-bit, animated.
+
+What cannot be read raises an error that names the file.
+"""
+
+import base64
+import binascii
+import io
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+URL_TIMEOUT = 30  # seconds
+SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def open_image(source, apply_exif_orientation=True, alpha="drop"):
+    """An RGB image from whatever a user has.
+
+    Args:
+        source: a PIL image, a path, an http(s) or data: URL, base64 text, bytes, an array (height, width, channels), or
+            a tensor (channels, height, width).
+        apply_exif_orientation: turn a photograph the way its camera was held. The model card's `load_image` does not.
+        alpha: "drop" ignores transparency, as the model card does; "white" puts the image on white.
+
+    Returns:
+        A PIL image of mode RGB; of an animation the first frame.
+
+    Raises:
+        FileNotFoundError: a path that does not exist.
+        ValueError: anything that cannot be read as an image, by name.
+        TypeError: a source of another type.
+    """
+    if alpha not in ("drop", "white"):
+        raise ValueError(f"alpha={alpha!r} is unknown; expected 'drop' or 'white'.")
+    name, image = _find(source)
+    try:
+        image = _open_file(image) if not isinstance(image, Image.Image) else image
+        if getattr(image, "is_animated", False):
+            image.seek(0)
+        if apply_exif_orientation:
+            image = ImageOps.exif_transpose(image)
+        return _to_rgb(image, alpha)
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"{name}: too many pixels to decode safely ({error}). Shrink it, or open it yourself and pass the PIL image."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not an image that PIL can read.") from error
+    except (OSError, SyntaxError, EOFError, ValueError) as error:
+        raise ValueError(f"{name}: the image is damaged or incomplete ({error}).") from error
+
+
+def flatten_images(images):
+    """One list of images from an image, a list, or a list of lists with None for samples without images."""
+    if images is None:
+        return []
+    if not isinstance(images, (list, tuple)):
+        return [images]
+    return [image for entry in images for image in flatten_images(entry)]
+
+
+def _find(source):
+    """(name for messages, a PIL image or what `_open_file` takes)."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"image of {source.width} × {source.height} pixels", source
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes", io.BytesIO(source)
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        return f"array of shape {tuple(source.shape)}", _from_array(source)
+    if isinstance(source, Path):
+        return _find_path(source)
+    if not isinstance(source, str):
+        raise TypeError(
+            f"An image must be a PIL image, path, URL, base64 text, bytes, array or tensor, not {type(source).__name__}."
+        )
+    if source.startswith(("http://", "https://")):
+        return source, io.BytesIO(_download(source))
+    if source.startswith("data:"):
+        return source[:40], io.BytesIO(_decode(source.split(",", 1)[-1], source[:40]))
+    if source.startswith("file://"):
+        return _find_path(Path(urllib.request.url2pathname(source[len("file://") :])))
+    # Base64 has letters, digits, +, / and =, and is longer than any path
+    if len(source) > 1024 or not Path(source).exists():
+        decoded = _looks_like_base64(source)
+        if decoded is not None:
+            return f"base64 text {source[:16]}…", io.BytesIO(decoded)
+    return _find_path(Path(source))
+
+
+def _find_path(path):
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such image file.")
+    if path.is_dir():
+        raise ValueError(f"{path}: a directory, not an image file.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty.")
+    return str(path), path
+
+
+def _open_file(file):
+    image = Image.open(file)
+    image.load()  # so that a truncated file fails here, where its name is known
+    return image
+
+
+def _from_array(array):
+    if isinstance(array, torch.Tensor):
+        array = array.permute(1, 2, 0).cpu().numpy() if array.dim() == 3 else array.cpu().numpy()
+    if array.dtype != np.uint8:
+        raise ValueError(f"An image array must hold uint8 values of 0 to 255, not {array.dtype}.")
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _download(url):
+    try:
+        with urllib.request.urlopen(url, timeout=URL_TIMEOUT) as response:
+            return response.read()
+    except (urllib.error.URLError, TimeoutError) as error:
+        raise ValueError(f"{url}: could not be downloaded ({error}).") from error
+
+
+def _decode(text, name):
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{name}: not valid base64 ({error}).") from error
+
+
+def _looks_like_base64(text):
+    compact = "".join(text.split())
+    if len(compact) < 64 or len(compact) % 4:
+        return None
+    try:
+        return base64.b64decode(compact, validate=True)
+    except binascii.Error:
+        return None
+
+
+def _to_rgb(image, alpha):
+    if image.mode in SIXTEEN_BIT_MODES:
+        image = _from_sixteen_bits(image)
+    has_alpha = "A" in image.mode or "transparency" in image.info
+    if alpha == "white" and has_alpha:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_sixteen_bits(image):
+    """16-bit grey to 8 bits. PIL's own conversion, which the model card uses, clips everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.max(initial=0) <= 255 and values.min(initial=0) >= 0:
+        return Image.fromarray(values.astype(np.uint8))
+    return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))

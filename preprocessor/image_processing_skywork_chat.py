@@ -1,0 +1,157 @@
+"""Image processor of Skywork-R1V: dynamic tiling and normalisation.
+
+    image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+    features = image_processor(images=["a.jpg", "b.png"], return_tensors="pt")
+    features["pixel_values"]  # (tiles of all images, 3, 448, 448)
+    features["num_patches"]  # tiles of each image
+
+The values are, bit for bit, those of the model card's `load_image`.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .image_loading import flatten_images, open_image
+from .tiling import select_grid
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class SkyworkImageProcessor(BaseImageProcessor):
+    """Cuts images into tiles and normalises them.
+
+    Args:
+        size: side of a tile in pixels, as a number or as transformers' dict of edges.
+        min_dynamic_patch, max_dynamic_patch: bounds on the tiles of an image, thumbnail not counted.
+        dynamic_image_size: whether to tile at all; else an image is one tile.
+        use_thumbnail: add the whole image as a last tile where there is more than one.
+        image_mean, image_std: of the channels in [0, 1].
+        apply_exif_orientation: turn photographs upright. The model card's `load_image` does not: turn it off for
+            exactly its values on photographs that carry an orientation.
+        alpha: "drop" (as the model card) or "white", see `open_image`.
+
+    Raises:
+        ValueError: bounds that admit no grid, or a size that is not square.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size=448,
+        min_dynamic_patch=1,
+        max_dynamic_patch=12,
+        dynamic_image_size=True,
+        use_thumbnail=True,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        apply_exif_orientation=True,
+        alpha="drop",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.size = _square_side(size)
+        if not 1 <= min_dynamic_patch <= max_dynamic_patch:
+            raise ValueError(
+                f"min_dynamic_patch={min_dynamic_patch} and max_dynamic_patch={max_dynamic_patch} (tiles): expected "
+                "1 <= min_dynamic_patch <= max_dynamic_patch."
+            )
+        self.min_dynamic_patch = min_dynamic_patch
+        self.max_dynamic_patch = max_dynamic_patch
+        self.dynamic_image_size = dynamic_image_size
+        self.use_thumbnail = use_thumbnail
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self.apply_exif_orientation = apply_exif_orientation
+        self.alpha = alpha
+
+    def __call__(self, images, **kwargs):
+        """See `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+    def preprocess(
+        self,
+        images,
+        min_dynamic_patch=None,
+        max_dynamic_patch=None,
+        crop_to_patches=None,
+        use_thumbnail=None,
+        return_tensors=None,
+        **kwargs,
+    ):
+        """Tiles of one image or many; many are prepared in parallel.
+
+        Args:
+            images: an image (whatever `open_image` takes), a list of images, or a list of lists, in which None and
+                empty lists stand for a sample without images.
+            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail: in place of the processor's own
+                (`crop_to_patches` is transformers' name of `dynamic_image_size`).
+            return_tensors: "pt" or "np"; None gives torch tensors, too.
+
+        Returns:
+            `BatchFeature` with pixel_values, float32 (tiles, 3, side, side), and num_patches, int64 (images,).
+
+        Raises:
+            ValueError: no image, an image that cannot be read (by name), bounds that admit no grid, or another
+                `return_tensors`.
+        """
+        flat = flatten_images(images)
+        if not flat:
+            raise ValueError("No image was given; for text alone call the tokenizer.")
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; expected 'pt' or 'np'.")
+        tiled = self.dynamic_image_size if crop_to_patches is None else crop_to_patches
+        smallest = self.min_dynamic_patch if min_dynamic_patch is None else min_dynamic_patch
+        largest = self.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch
+        bounds = (smallest, largest) if tiled else (1, 1)
+        thumbnail = self.use_thumbnail if use_thumbnail is None else use_thumbnail
+
+        def prepare(image):
+            return self._tiles(image, *bounds, thumbnail)
+
+        if len(flat) == 1:
+            tiles = [prepare(flat[0])]
+        else:
+            with ThreadPoolExecutor(min(len(flat), os.cpu_count() or 1)) as pool:
+                tiles = list(pool.map(prepare, flat))
+        num_patches = torch.tensor([len(image_tiles) for image_tiles in tiles])
+        pixel_values = self._normalize(torch.cat(tiles))
+        if return_tensors == "np":
+            pixel_values, num_patches = pixel_values.numpy(), num_patches.numpy()
+        return BatchFeature(data={"pixel_values": pixel_values, "num_patches": num_patches})
+
+    def _tiles(self, image, min_tiles, max_tiles, use_thumbnail):
+        """uint8 tiles (tiles, 3, side, side) of one image, row by row, the thumbnail last."""
+        image = open_image(image, self.apply_exif_orientation, self.alpha)
+        side = self.size
+        columns, rows = select_grid(*image.size, min_tiles, max_tiles, side)
+        resized = torch.from_numpy(np.array(image.resize((columns * side, rows * side))))  # (height, width, 3)
+        tiles = resized.view(rows, side, columns, side, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)
+        if use_thumbnail and len(tiles) > 1:
+            thumbnail = torch.from_numpy(np.array(image.resize((side, side)))).permute(2, 0, 1)
+            tiles = torch.cat([tiles, thumbnail[None]])
+        return tiles
+
+    def _normalize(self, tiles):
+        """uint8 to normalised float32, by the same operations in the same order as torchvision's transforms."""
+        mean = torch.tensor(self.image_mean, dtype=torch.float32).view(-1, 1, 1)
+        std = torch.tensor(self.image_std, dtype=torch.float32).view(-1, 1, 1)
+        return tiles.contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
+
+    def to_dict(self):
+        """The settings, as they are written to preprocessor_config.json."""
+        return {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+
+
+def _square_side(size):
+    if isinstance(size, dict) or hasattr(size, "items"):
+        sides = {value for value in dict(size).values() if value is not None}
+        if len(sides) != 1:
+            raise ValueError(f"size={dict(size)}: tiles are square, so one side in pixels was expected.")
+        size = sides.pop()
+    return int(size)
