@@ -1,0 +1,1 @@
+../configuration_skywork_chat.py

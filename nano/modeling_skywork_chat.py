@@ -1,0 +1,1 @@
+../modeling_skywork_chat.py

@@ -1,0 +1,277 @@
+"""Trains the nano checkpoint from nothing, end to end, on a CPU with two cores.
+
+    python -m training.nano.train runs/nano --encoder-minutes 55 --text-minutes 6 --reading-minutes 40
+
+Three stages, each of which starts from the files of the one before and can be run alone with `--stage`:
+
+1. `encoder`: the vision tower alone learns to say for every 7 × 7 pixels which glyph or shape lies there (dense labels;
+   the drawing code knows them). Without this the next-token loss alone learns to count and not to read.
+2. `text`: the language model alone learns the two tasks' reasoning without pictures.
+3. `reading`: the projector and the language model learn to answer about pictures, from the frozen encoder's features.
+
+The learning rate rises, stays, and falls to zero over the last part of each stage's minutes. `runs/nano` ends up with
+`model.safetensors` (bf16) and a log; copy the weights to `nano/` and score them with `python -m evaluation.nano`.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from training.nano import draw, samples
+from training.nano.package import load_package
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LABELS = len(draw.LABELS) + 1
+
+
+class DrawnTiles(IterableDataset):
+    """Batches of labelled tiles: uint8 (tiles, side, side, 3), covering and centred labels (tiles, cells, cells)."""
+
+    def __init__(self, batch_size, seed):
+        self.batch_size, self.seed = batch_size, seed
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        pool = []
+        while True:
+            for tile, covering, centred in zip(*samples.cut_tiles(draw.draw(rng))):
+                if covering.any() or rng.random() < 0.1:  # most empty tiles teach nothing
+                    pool.append((tile, covering, centred))
+            if len(pool) >= 4 * self.batch_size:  # so that a batch holds tiles of many pictures
+                order = rng.permutation(len(pool))
+                pool = [pool[index] for index in order]
+                batch, pool = pool[: self.batch_size], pool[self.batch_size :]
+                yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*batch))
+
+
+def normalize(tiles):
+    """uint8 (tiles, side, side, 3) to normalised float32 (tiles, 3, side, side)."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return ((tiles.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+def schedule(progress, warmup, decay=0.35):
+    """Factor of the learning rate at `progress` in [0, 1]: linear up, flat, linear down to zero."""
+    return max(0.0, min(1.0, progress / warmup, (1 - progress) / decay))
+
+
+def optimizer_for(modules, lr):
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+class Run:
+    """One stage's loop: time budget, schedule, log, and the weights written every few minutes."""
+
+    def __init__(self, name, minutes, model, modules, lr, folder, warmup=0.03):
+        self.name, self.seconds, self.model, self.lr, self.folder = name, 60 * minutes, model, lr, folder
+        self.warmup = warmup
+        self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        self.optimizer = optimizer_for(modules, lr)
+        self.start = self.saved = time.time()
+        self.step, self.seen = 0, 0
+        self.sums = {}
+
+    def progress(self):
+        return (time.time() - self.start) / self.seconds
+
+    def update(self, loss, count, **figures):
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * schedule(self.progress(), self.warmup)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        self.seen += count
+        for name, value in dict(figures, loss=loss).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach() if torch.is_tensor(value) else value)
+        if self.step % 100 == 0:
+            self.report()
+        if time.time() - self.saved > 180:
+            self.save()
+
+    def report(self):
+        record = {"stage": self.name, "step": self.step, "seen": self.seen, "seconds": round(time.time() - self.start)}
+        record.update({name: round(total / 100, 4) for name, total in self.sums.items()})
+        self.sums = {}
+        with open(self.folder / "log.jsonl", "a") as log:
+            log.write(json.dumps(record) + "\n")
+
+    def save(self):
+        save_weights(self.model, self.folder / "model.safetensors")
+        self.saved = time.time()
+
+
+def save_weights(model, path, dtype=torch.float32):
+    temporary = path.with_suffix(".tmp")
+    save_file({name: t.detach().to(dtype).contiguous() for name, t in model.state_dict().items()}, temporary)
+    temporary.replace(path)
+
+
+def masked_accuracy(logits, labels):
+    """Share of the cells that show something whose label is predicted."""
+    shown = labels != 0
+    return (logits.argmax(-1)[shown] == labels[shown]).float().mean()
+
+
+def train_encoder(model, folder, minutes, seed, batch_size=128):
+    """Stage 1: a linear head on each patch predicts both labels of its 2 × 2 cells; the head is kept beside."""
+    vision = model.vision_model
+    head = nn.Linear(vision.config.hidden_size, 4 * 2 * LABELS)
+    if (folder / "head.safetensors").exists():
+        head.load_state_dict(load_file(folder / "head.safetensors"))
+    encode = torch.compile(vision.encoder)
+    weights = torch.ones(2, LABELS)
+    weights[0, 0], weights[1, 0] = 0.3, 0.1
+    run = Run("encoder", minutes, model, [vision, head], 1e-3, folder)
+    loader = DataLoader(DrawnTiles(batch_size, seed), batch_size=None, num_workers=1, prefetch_factor=8)
+    for tiles, covering, centred in loader:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = encode(vision.embeddings(normalize(tiles))).last_hidden_state[:, 1:]
+            logits = head(features).float()
+        cells = logits.view(-1, 8, 8, 2, 2, 2, LABELS)  # (tiles, rows, columns, cell row, cell column, kind, labels)
+        cells = cells.permute(5, 0, 1, 3, 2, 4, 6).reshape(2, len(tiles), 16, 16, LABELS)
+        losses = [F.cross_entropy(cells[k].flatten(0, 2), y.flatten(), weights[k]) for k, y in enumerate((covering, centred))]
+        run.update(
+            losses[0] + losses[1],
+            len(tiles),
+            covering=masked_accuracy(cells[0], covering),
+            centred=masked_accuracy(cells[1], centred),
+        )
+        if run.progress() >= 1:
+            break
+    run.save()
+    save_file(head.state_dict(), folder / "head.safetensors")
+
+
+class Encoder:
+    """Token ids of prompts and answers as `chat()` builds them."""
+
+    def __init__(self):
+        self.tokenizer = Tokenizer.from_file(str(ROOT / "nano" / "tokenizer.json"))
+        self.pad = self.tokenizer.token_to_id("<｜end▁of▁sentence｜>")
+
+    def __call__(self, question, answer, tiles):
+        """Ids and labels (-100 on the prompt) of one exchange; `tiles` is 0 for text only."""
+        image = f"<img>{'<IMG_CONTEXT>' * (samples.TOKENS_PER_TILE * tiles)}</img>\n" if tiles else ""
+        prompt = self.tokenizer.encode(f"<｜User｜>\n{image}{question}<｜Assistant｜><think>\n").ids
+        reply = self.tokenizer.encode(answer, add_special_tokens=False).ids + [self.pad]
+        return prompt + reply, [-100] * len(prompt) + reply
+
+    def collate(self, exchanges, multiple=32):
+        length = max(len(ids) for ids, _ in exchanges)
+        length += -length % multiple
+        input_ids = torch.full((len(exchanges), length), self.pad)
+        labels = torch.full((len(exchanges), length), -100)
+        for row, (ids, targets) in enumerate(exchanges):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, : len(ids)] = torch.tensor(targets)
+        return input_ids, labels
+
+
+class DrawnExchanges(IterableDataset):
+    """Batches of questions about pictures and, for a share of them, about text: (tiles or None, ids, labels)."""
+
+    def __init__(self, batch_size, seed, text_share, sides=draw.CANVAS_SIDES):
+        self.batch_size, self.seed, self.text_share, self.sides = batch_size, seed, text_share, sides
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        encoder = Encoder()
+        while True:
+            tiles, exchanges = [], []
+            for _ in range(self.batch_size):
+                if rng.random() < self.text_share:
+                    exchanges.append(encoder(*samples.text_sample(rng), 0))
+                    continue
+                drawing = draw.draw(rng, self.sides)
+                cut = samples.cut_tiles(drawing)[0]
+                tiles.append(cut)
+                answer = samples.answer_text(drawing.thinking, drawing.answer)
+                exchanges.append(encoder(samples.phrase(rng, drawing.question), answer, len(cut)))
+            yield torch.from_numpy(np.concatenate(tiles)) if tiles else None, *encoder.collate(exchanges)
+
+
+def answer_accuracy(logits, labels):
+    """Share of the answers of which every token is predicted (teacher forced)."""
+    right = (logits[:, :-1].argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == -100)
+    return right.all(dim=1).float().mean()
+
+
+def train_answers(name, model, folder, minutes, seed, batch_size, text_share, lr, train_encoder_too=False):
+    """Stages 2 and 3: next-token loss on the answers."""
+    modules = [model.mlp1, model.language_model] + ([model.vision_model] if train_encoder_too else [])
+    model.vision_model.requires_grad_(train_encoder_too)
+    run = Run(name, minutes, model, modules, lr, folder)
+    data = DrawnExchanges(batch_size, seed, text_share)
+    for tiles, input_ids, labels in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8):
+        with torch.autocast("cpu", torch.bfloat16):
+            pixel_values = None if tiles is None else normalize(tiles)
+            output = model(pixel_values=pixel_values, input_ids=input_ids, labels=labels, use_cache=False)
+        run.update(output.loss, len(input_ids), answers=answer_accuracy(output.logits, labels))
+        if run.progress() >= 1:
+            break
+    run.save()
+
+
+def build_model(folder):
+    package = load_package()
+    config = package.SkyworkChatConfig.from_pretrained(ROOT / "nano")
+    # Materialised attention is the faster one to train on a CPU at 65 positions
+    config.vision_config._attn_implementation = "eager"
+    model = package.SkyworkChatModel(config).float().train()
+    if (folder / "model.safetensors").exists():
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stage", choices=["encoder", "text", "reading", "joint"], help="only this stage")
+    parser.add_argument("--encoder-minutes", type=float, default=55)
+    parser.add_argument("--text-minutes", type=float, default=6)
+    parser.add_argument("--reading-minutes", type=float, default=40)
+    parser.add_argument("--joint-minutes", type=float, default=0)
+    parser.add_argument("--lr", type=float, help="peak learning rate of the stage, if not its default")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    model = build_model(arguments.folder)
+    stages = [arguments.stage] if arguments.stage else ["encoder", "text", "reading", "joint"]
+    for number, stage in enumerate(stages):
+        minutes = getattr(arguments, f"{stage}_minutes")
+        seed = 1000 * arguments.seed + number
+        if minutes <= 0:
+            continue
+        if stage == "encoder":
+            train_encoder(model, arguments.folder, minutes, seed)
+        elif stage == "text":
+            train_answers("text", model, arguments.folder, minutes, seed, 256, 1.0, arguments.lr or 1e-3)
+        elif stage == "reading":
+            train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 1e-3)
+        else:
+            train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 3e-4, True)
+    save_weights(model, arguments.folder / "model-bf16.safetensors", torch.bfloat16)
+
+
+if __name__ == "__main__":
+    main()
