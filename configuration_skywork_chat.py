@@ -110,7 +110,8 @@ class SkyworkVisionConfig(PretrainedConfig):
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"vision_config: image_size={self.image_size} is not divisible by patch_size={self.patch_size} (pixels)."
+                f"vision_config: image_size={self.image_size} is not divisible by patch_size={self.patch_size} "
+                "(pixels)."
             )
         if self.norm_type not in ("rms_norm", "layer_norm"):
             raise ValueError(

@@ -65,7 +65,7 @@ def split_layers(layer_sizes, first_size, memory):
 
 def build_device_map(counts):
     """A device map of transformers for the result of `split_layers`: layers in order, all else on GPU 0."""
-    device_map = {name: 0 for name in FIRST_GPU_MODULES}
+    device_map = dict.fromkeys(FIRST_GPU_MODULES, 0)
     gpus = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
     device_map.update({f"{LAYERS}.{layer}": gpu for layer, gpu in enumerate(gpus)})
     return device_map

@@ -1,8 +1,8 @@
 """InternViT, the vision encoder of Skywork-R1V (InternViT-6B-448px-V2_5; 300M with LayerNorm).
 
 A plain vision transformer: patch embedding with a class token and learned positions, pre-norm blocks with layer
-scale, no final norm (InternVL 2.5, arXiv:2412.05271, section 3). `tiles` are square images of `image_size` pixels; a tile has
-(image_size / patch_size)² patches, N = patches + 1 positions and C channels.
+scale, no final norm (InternVL 2.5, arXiv:2412.05271, section 3). `tiles` are square images of `image_size` pixels; a
+tile has (image_size / patch_size)² patches, N = patches + 1 positions and C channels.
 
     vision_model = SkyworkVisionModel(SkyworkVisionConfig())
     vision_model(pixel_values).last_hidden_state  # (tiles, 1025, 3200)

@@ -37,6 +37,7 @@ from .modeling_intern_vit import SkyworkVisionModel
 from .transformers_compat import (
     accepted_keywords,
     cached_length,
+    choose_attention,
     generate_from_embeddings,
     is_loaded,
     load_image_processor,
@@ -95,7 +96,9 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     _skip_keys_device_placement = "past_key_values"
     _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
 
-    def __init__(self, config, vision_model=None, language_model=None):
+    def __init__(self, config, vision_model=None, language_model=None, use_flash_attn=None):
+        if use_flash_attn:  # `from_pretrained` has seen to it; this is for a model built from a config
+            config._attn_implementation = choose_attention(None, use_flash_attn, config)
         super().__init__(config)
         share_attention(config)
         self.vision_model = SkyworkVisionModel(config.vision_config) if vision_model is None else vision_model
@@ -266,7 +269,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
 
     @property
     def base_model(self):
-        """The model without its language head: called like the model, gives `last_hidden_state` (TRL scores with it)."""
+        """The model without its language head: called like it, gives `last_hidden_state` (TRL scores with that)."""
         return Backbone(self)
 
     def _hidden_states(
@@ -286,8 +289,12 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     ):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        if inputs_embeds is None:
+        has_images = pixel_values is not None or image_features is not None
+        if inputs_embeds is None and (has_images or input_ids.shape[1] > 1):
             inputs_embeds = self.embed(input_ids, pixel_values, image_flags, image_features)
+        elif inputs_embeds is None:
+            # A decoding step: counting image tokens would make the GPU wait for each token
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         decoder = self.get_decoder()
         return decoder(
             inputs_embeds=inputs_embeds,
@@ -345,11 +352,12 @@ class SkyworkChatModel(SkyworkModelBase):
 
     main_input_name = "pixel_values"
 
-    def __init__(self, config, vision_model=None, language_model=None):
-        super().__init__(config, vision_model, language_model)
+    def __init__(self, config, vision_model=None, language_model=None, use_flash_attn=None):
+        super().__init__(config, vision_model, language_model, use_flash_attn)
         self.template = config.template
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message
+        self._image_processor = None
 
     def forward(
         self,
@@ -598,7 +606,9 @@ class SkyworkChatModel(SkyworkModelBase):
 
     def _tile(self, images):
         """PIL images or paths to (pixel_values, tiles of each), with the image processor of this repository."""
-        features = load_image_processor(self)(images=images, return_tensors="pt")
+        if self._image_processor is None:
+            self._image_processor = load_image_processor(self)
+        features = self._image_processor(images=images, return_tensors="pt")
         return features["pixel_values"], [int(count) for count in features["num_patches"]]
 
 
@@ -663,13 +673,29 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
             **kwargs,
         )
 
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeat each row for beams or several samples, and with it all of its tiles in their order.
+
+        transformers' own repeats along the first axis, which for images counts tiles, not rows.
+        """
+        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
+        input_ids_of_rows = input_ids
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        for name, tiles in images.items():
+            if tiles is not None and expand_size > 1:
+                image_tokens = (input_ids_of_rows == self.img_context_token_id).sum(-1)
+                of_rows = tiles.split((image_tokens // self.num_image_token).tolist())
+                tiles = torch.cat([block for block in of_rows for _ in range(expand_size)])
+            model_kwargs[name] = tiles
+        return input_ids, model_kwargs
+
     def prepare_inputs_for_generation(
         self, input_ids, past_key_values=None, pixel_values=None, image_features=None, **kwargs
     ):
         """The language model's own inputs; the images go with the first step, which has their tokens."""
-        inputs = self.language_model.prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, **kwargs
-        )
+        inputs = self.language_model.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
         if cached_length(past_key_values) == 0:
             inputs.update(pixel_values=pixel_values, image_features=image_features)
         return inputs

@@ -3,6 +3,7 @@
 The model files read as if there were one version; supported are 4.37 to 5.23 (see the table in the README).
 """
 
+import importlib
 import importlib.util
 import inspect
 
@@ -37,10 +38,11 @@ def is_flash_attention_available():
 
 
 def flash_attention_function():
-    """`flash_attn.flash_attn_func`, imported when first used: the package is optional."""
-    from flash_attn import flash_attn_func
+    """`flash_attn.flash_attn_func`, imported when first used.
 
-    return flash_attn_func
+    By name, because transformers reads an import statement, wherever it stands, as a package that remote code needs.
+    """
+    return importlib.import_module("flash_attn").flash_attn_func
 
 
 def accepted_keywords(module, keywords):
@@ -89,7 +91,7 @@ def load_image_processor(model):
     source = model.config._name_or_path
     if not source:
         raise ValueError(
-            "This model was not loaded from a repository, so there is no image processor for its images: pass pixel_values."
+            "This model was not loaded from a repository, so it has no image processor for images: pass pixel_values."
         )
     revision = getattr(model.config, "_commit_hash", None)
     return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, revision=revision or "main")
@@ -119,7 +121,7 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
     if load_in_8bit or load_in_4bit:
         keywords.setdefault("quantization_config", _bitsandbytes_config(load_in_8bit))
     requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
-    resolved = _attention(requested, use_flash_attn, config)
+    resolved = choose_attention(requested, use_flash_attn, config)
     if resolved is not None:
         keywords["attn_implementation"] = resolved
     return keywords
@@ -143,7 +145,7 @@ def _bitsandbytes_config(load_in_8bit):
     )
 
 
-def _attention(requested, use_flash_attn, config):
+def choose_attention(requested, use_flash_attn, config):
     """The attention implementation to ask transformers for, or None for its own choice (SDPA)."""
     flash = "flash_attention_2"
     if requested is None:

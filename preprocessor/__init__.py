@@ -1,1 +1,1 @@
-"""Images to tiles to tensors, and text with images to model inputs; loaded through `auto_map` or imported from a clone."""
+"""Images to tiles to tensors, text with images to model inputs; through `auto_map` or imported from a clone."""

@@ -47,7 +47,7 @@ def open_image(source, apply_exif_orientation=True, alpha="drop"):
         return _to_rgb(image, alpha)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name}: too many pixels to decode safely ({error}). Shrink it, or open it yourself and pass the PIL image."
+            f"{name}: too many pixels to decode safely ({error}). Shrink it, or pass a PIL image that you opened."
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that PIL can read.") from error
@@ -76,7 +76,8 @@ def _find(source):
         return _find_path(source)
     if not isinstance(source, str):
         raise TypeError(
-            f"An image must be a PIL image, path, URL, base64 text, bytes, array or tensor, not {type(source).__name__}."
+            "An image must be a PIL image, path, URL, base64 text, bytes, array or tensor, not "
+            f"{type(source).__name__}."
         )
     if source.startswith(("http://", "https://")):
         return source, io.BytesIO(_download(source))

@@ -1,10 +1,10 @@
 """Processor of Skywork-R1V: text and images to model inputs, in the form that pipelines and trainers expect.
 
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-    messages = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "What is it?"}]}]
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
+processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+messages = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "What is it?"}]}]
+inputs = processor.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
 """
 
 import copy
@@ -21,8 +21,8 @@ from .image_loading import flatten_images, open_image
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 THINK_END = "</think>"
-# Put behind the first character of a control token that a user typed, so that tokenization takes it as text. Private-use,
-# and only recognised inside a token, so that no other text changes.
+# Put behind the first character of a control token that a user typed, so that tokenization takes it as text. It is a
+# private-use character, and only recognised inside a token, so that no other text changes.
 CUT = "\ue0c5"
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 
@@ -120,7 +120,9 @@ class SkyworkChatProcessor(ProcessorMixin):
         """For each text the list of its images."""
         if images is None:
             return [[] for _ in texts]
-        if isinstance(images, (list, tuple)) and any(entry is None or isinstance(entry, (list, tuple)) for entry in images):
+        if isinstance(images, (list, tuple)) and any(
+            entry is None or isinstance(entry, (list, tuple)) for entry in images
+        ):
             if len(images) != len(texts):
                 raise ValueError(f"{len(texts)} texts but {len(images)} lists of images.")
             return [flatten_images(entry) for entry in images]

@@ -1,6 +1,6 @@
 """Dynamic tiling: which grid of square tiles an image is cut into. Integers only; pixels come after.
 
-The choice and its ties are those of the model card's `dynamic_preprocess` (InternVL 1.5, arXiv:2404.16821, section 3.2).
+The choice and its ties are those of the model card's `dynamic_preprocess` (InternVL 1.5, arXiv:2404.16821, 3.2).
 """
 
 import functools
@@ -42,9 +42,7 @@ def select_grid(width, height, min_tiles=1, max_tiles=12, tile_size=448):
     if width < 1 or height < 1:
         raise ValueError(f"An image of {width} × {height} pixels cannot be tiled: both sides must be at least 1.")
     if not 1 <= min_tiles <= max_tiles:
-        raise ValueError(
-            f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected 1 <= min_tiles <= max_tiles."
-        )
+        raise ValueError(f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected 1 <= min_tiles <= max_tiles.")
     aspect_ratio = width / height
     best_difference, best_grid = float("inf"), (1, 1)
     for columns, rows in candidate_grids(min_tiles, max_tiles):

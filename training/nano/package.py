@@ -1,5 +1,6 @@
 """The repository's remote-code files as a Python package, without installing it."""
 
+import importlib
 import importlib.util
 import sys
 import types
@@ -10,7 +11,7 @@ PACKAGE = "skywork_r1v_code"
 
 
 def load_package():
-    """A namespace with `SkyworkChatConfig` and `SkyworkChatModel`.
+    """A namespace with the configuration and model classes, and the modules under short names.
 
     The files import each other relatively, as remote code must, so they need a package around them: one is made of the
     repository's folder, under a name that does not depend on where it was cloned.
@@ -20,8 +21,16 @@ def load_package():
         package = importlib.util.module_from_spec(spec)
         package.__path__ = [str(ROOT)]
         sys.modules[PACKAGE] = package
-    modeling = importlib.import_module(f"{PACKAGE}.modeling_skywork_chat")
     configuration = importlib.import_module(f"{PACKAGE}.configuration_skywork_chat")
+    modeling = importlib.import_module(f"{PACKAGE}.modeling_skywork_chat")
     return types.SimpleNamespace(
-        SkyworkChatConfig=configuration.SkyworkChatConfig, SkyworkChatModel=modeling.SkyworkChatModel
+        SkyworkChatConfig=configuration.SkyworkChatConfig,
+        SkyworkVisionConfig=configuration.SkyworkVisionConfig,
+        SkyworkChatModel=modeling.SkyworkChatModel,
+        SkyworkChatForConditionalGeneration=modeling.SkyworkChatForConditionalGeneration,
+        modeling=modeling,
+        vision=importlib.import_module(f"{PACKAGE}.modeling_intern_vit"),
+        conversation=importlib.import_module(f"{PACKAGE}.conversation"),
+        device_map=importlib.import_module(f"{PACKAGE}.device_map"),
+        compat=importlib.import_module(f"{PACKAGE}.transformers_compat"),
     )

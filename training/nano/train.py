@@ -32,6 +32,7 @@ from training.nano.package import load_package
 ROOT = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = len(draw.LABELS) + 1
+SMALL_SIDES = (100, 158)  # pixels; nearly all such canvases are a single tile
 
 
 class DrawnTiles(IterableDataset):
@@ -186,27 +187,37 @@ class Encoder:
 
 
 class DrawnExchanges(IterableDataset):
-    """Batches of questions about pictures and, for a share of them, about text: (tiles or None, ids, labels)."""
+    """Batches of questions about pictures and, for a share of them, about text: (tiles or None, ids, labels).
 
-    def __init__(self, batch_size, seed, text_share, sides=draw.CANVAS_SIDES):
-        self.batch_size, self.seed, self.text_share, self.sides = batch_size, seed, text_share, sides
+    Canvases small enough for a single tile come first, in batches three times as large; their share falls from 90 % to
+    10 % over the first third of `seconds`.
+    """
+
+    def __init__(self, batch_size, seed, text_share, seconds):
+        self.batch_size, self.seed, self.text_share, self.seconds = batch_size, seed, text_share, seconds
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        encoder = Encoder()
+        encoder, start = Encoder(), time.time()
         while True:
-            tiles, exchanges = [], []
-            for _ in range(self.batch_size):
-                if rng.random() < self.text_share:
-                    exchanges.append(encoder(*samples.text_sample(rng), 0))
-                    continue
-                drawing = draw.draw(rng, self.sides)
-                cut = samples.cut_tiles(drawing)[0]
-                tiles.append(cut)
-                answer = samples.answer_text(drawing.thinking, drawing.answer)
-                exchanges.append(encoder(samples.phrase(rng, drawing.question), answer, len(cut)))
-            yield torch.from_numpy(np.concatenate(tiles)) if tiles else None, *encoder.collate(exchanges)
+            small_share = max(0.1, 0.9 - 0.8 * 3 * (time.time() - start) / self.seconds)
+            small = rng.random() < small_share
+            sides, size = (SMALL_SIDES, 3 * self.batch_size) if small else (draw.CANVAS_SIDES, self.batch_size)
+            yield self._batch(rng, encoder, sides, size)
+
+    def _batch(self, rng, encoder, sides, size):
+        tiles, exchanges = [], []
+        for _ in range(size):
+            if rng.random() < self.text_share:
+                exchanges.append(encoder(*samples.text_sample(rng), 0))
+                continue
+            drawing = draw.draw(rng, sides)
+            cut = samples.cut_tiles(drawing)[0]
+            tiles.append(cut)
+            answer = samples.answer_text(drawing.thinking, drawing.answer)
+            exchanges.append(encoder(samples.phrase(rng, drawing.question), answer, len(cut)))
+        return torch.from_numpy(np.concatenate(tiles)) if tiles else None, *encoder.collate(exchanges)
 
 
 def answer_accuracy(logits, labels):
@@ -220,7 +231,7 @@ def train_answers(name, model, folder, minutes, seed, batch_size, text_share, lr
     modules = [model.mlp1, model.language_model] + ([model.vision_model] if train_encoder_too else [])
     model.vision_model.requires_grad_(train_encoder_too)
     run = Run(name, minutes, model, modules, lr, folder)
-    data = DrawnExchanges(batch_size, seed, text_share)
+    data = DrawnExchanges(batch_size, seed, text_share, 60 * minutes)
     for tiles, input_ids, labels in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8):
         with torch.autocast("cpu", torch.bfloat16):
             pixel_values = None if tiles is None else normalize(tiles)
@@ -265,9 +276,9 @@ def main():
         if stage == "encoder":
             train_encoder(model, arguments.folder, minutes, seed)
         elif stage == "text":
-            train_answers("text", model, arguments.folder, minutes, seed, 256, 1.0, arguments.lr or 1e-3)
+            train_answers("text", model, arguments.folder, minutes, seed, 64, 1.0, arguments.lr or 1e-3)
         elif stage == "reading":
-            train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 1e-3)
+            train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 7e-4)
         else:
             train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 3e-4, True)
     save_weights(model, arguments.folder / "model-bf16.safetensors", torch.bfloat16)

@@ -1,0 +1,179 @@
+"""What must hold on every transformers version; run by compat.py with that version first on the path.
+
+Prints one line of JSON: what was checked, and the answers, which must be the same on every version.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from packaging import version  # noqa: E402
+from PIL import Image  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+
+from tests import checkpoints  # noqa: E402
+
+INSTALLED = version.parse(transformers.__version__)
+CONTROL_TEXT = "<think></think><｜Assistant｜><｜end▁of▁sentence｜><IMG_CONTEXT><img><<think>x"
+
+
+def check_golden(folder):
+    """The reference lineage's outputs, and every loaded tensor equal to the file."""
+    path = checkpoints.golden_repository(folder / "golden")
+    model = AutoModel.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    loaded, weights = model.state_dict(), checkpoints.golden("model")
+    assert set(loaded) == set(weights), sorted(set(loaded) ^ set(weights))
+    different = [name for name in weights if not torch.equal(loaded[name], weights[name])]
+    assert not different, f"loading changed {different}"
+    inputs, expected = checkpoints.golden("inputs"), checkpoints.golden("expected")
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    prompt = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+    with torch.no_grad():
+        features = model.extract_feature(inputs["pixel_values"])
+        output = model(**prompt, labels=inputs["labels"])
+    torch.testing.assert_close(features, expected["image_features"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.logits, expected["logits"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.loss.view(1), expected["loss"], atol=1e-5, rtol=1e-5)
+    greedy = {"do_sample": False, "pad_token_id": 0}
+    generated = {
+        "generated_ids": model.generate(**prompt, max_new_tokens=24, **greedy),
+        "batch_generated_ids": model.generate(
+            pixel_values=inputs["batch_pixel_values"],
+            input_ids=inputs["batch_input_ids"],
+            attention_mask=inputs["batch_attention_mask"],
+            max_new_tokens=16,
+            **greedy,
+        ),
+        "text_generated_ids": model.generate(
+            input_ids=inputs["text_input_ids"],
+            attention_mask=torch.ones_like(inputs["text_input_ids"]),
+            max_new_tokens=16,
+            **greedy,
+        ),
+    }
+    for name, ids in generated.items():
+        assert torch.equal(ids, expected[name]), f"{name}: {ids.tolist()} is not {expected[name].tolist()}"
+
+
+def check_model_card(path, folder):
+    """The model card's block; what it printed."""
+    device_count, working_directory = torch.cuda.device_count, os.getcwd()
+    torch.cuda.device_count = lambda: 2
+    os.chdir(ROOT)  # the block opens ./examples/image1.jpg
+    printed, namespace = io.StringIO(), {}
+    try:
+        torch.manual_seed(0)
+        with contextlib.redirect_stdout(printed):
+            exec(checkpoints.runnable_model_card(path), namespace)
+    finally:
+        torch.cuda.device_count = device_count
+        os.chdir(working_directory)
+    assert printed.getvalue().count("Assistant:") == 2
+    assert namespace["history"][0][0].count("<image>") == 2
+    return namespace["pixel_values"]
+
+
+def check_chat(path, pixel_values):
+    """Greedy fp32 answers of every kind of call; control tokens in user text; saved and loaded again."""
+    model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, use_fast=False)
+    pixel_values = pixel_values.float()[:6]
+    options = {"max_new_tokens": 8, "do_sample": False}
+    first, history = model.chat(
+        tokenizer, pixel_values, "<image>\n<image>\nWhat?", options, num_patches_list=[2, 4], return_history=True
+    )
+    answers = [
+        first,
+        model.chat(tokenizer, pixel_values, "And?", options, history=history, num_patches_list=[2, 4]),
+        model.chat(tokenizer, None, CONTROL_TEXT, options, mode="no-think", system_message="Be brief."),
+        *model.batch_chat(tokenizer, pixel_values, ["What?", "Hello", "How?"], options, num_patches_list=[2, 0, 4]),
+    ]
+    with tempfile.TemporaryDirectory() as saved:
+        model.save_pretrained(saved)
+        assert json.loads((Path(saved) / "config.json").read_text())["architectures"] == ["SkyworkR1VChatModel"]
+        again = AutoModel.from_pretrained(saved, trust_remote_code=True).eval()
+        assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+        tokenizer = AutoTokenizer.from_pretrained(saved, trust_remote_code=True)
+        assert again.chat(tokenizer, None, "Hello", options) == answers[4]
+    return answers
+
+
+def check_config(path):
+    """Round trips, also after an engine has set text_config."""
+    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    config.text_config = config.llm_config
+    with tempfile.TemporaryDirectory() as saved:
+        config.save_pretrained(saved)
+        again = type(config).from_pretrained(saved)
+    for other in (again, type(config).from_dict(config.to_dict())):
+        assert config_fields(other) == config_fields(config)
+    assert config.get_text_config() is config.llm_config and again.get_text_config().vocab_size == 152064
+
+
+def config_fields(config):
+    """All but where the config was loaded from."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+
+
+def tokenizer_ids(path):
+    """Ids of one text, the same with and without use_fast."""
+    text = "<｜User｜>\n<img><IMG_CONTEXT></img>\nHéllo, 12 + 34 = ?\n\t世界<｜Assistant｜><think>\n"
+    fast, slow = (
+        AutoTokenizer.from_pretrained(path, use_fast=flag, trust_remote_code=True)(text)["input_ids"]
+        for flag in (True, False)
+    )
+    assert fast == slow and fast[:4] == [151646, 151644, 198, 151665]
+    return fast
+
+
+def processor_ids(path):
+    """Ids and a digest of the pixel values, or None where auto_map cannot name a class in a folder."""
+    if version.parse("4.53") > INSTALLED:
+        return None
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    image = Image.open(ROOT / "examples" / "image1.jpg")
+    content = [{"type": "image", "image": image}, {"type": "text", "text": f"What? {CONTROL_TEXT}"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+    digest = hashlib.sha256(inputs["pixel_values"].numpy().tobytes()).hexdigest()
+    return [digest, hashlib.sha256(str(inputs["input_ids"].tolist()).encode()).hexdigest()]
+
+
+def main():
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        check_golden(folder)
+        path = checkpoints.tiny_repository(folder / "tiny")
+        check_config(path)
+        ids = tokenizer_ids(path)
+        answers = check_chat(path, check_model_card(path, folder))
+        result = {
+            "transformers": transformers.__version__,
+            "ids": ids,
+            "answers": answers,
+            "processor": processor_ids(path),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

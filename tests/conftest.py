@@ -1,0 +1,62 @@
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and nothing may hang on it
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from tests import checkpoints
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden_path(tmp_path_factory):
+    return checkpoints.golden_repository(tmp_path_factory.mktemp("golden") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_path):
+    model = AutoModel.from_pretrained(golden_path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    return checkpoints.tiny_repository(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def nano_model():
+    return AutoModel.from_pretrained(checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True).eval()
+
+
+@pytest.fixture(scope="session")
+def nano_standard():
+    """The nano checkpoint in the class with transformers' own conventions."""
+    return AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
+
+
+@pytest.fixture(scope="session")
+def nano_tokenizer():
+    return AutoTokenizer.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def nano_processor():
+    return AutoProcessor.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def root_tokenizer():
+    return AutoTokenizer.from_pretrained(checkpoints.ROOT, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def root_config():
+    return AutoConfig.from_pretrained(checkpoints.ROOT, trust_remote_code=True)

@@ -1,0 +1,260 @@
+"""chat() and batch_chat(): which prompt reaches the model, and that different ways to ask give equal answers."""
+
+import copy
+import sys
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models
+from transformers import GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
+
+from tests import checkpoints
+from training.nano.package import load_package
+
+IMAGES = checkpoints.ROOT / "examples" / "images"
+CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
+GREEDY = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def tiles(nano_processor):
+    """(tiles of both pictures, tiles of each)."""
+    features = nano_processor.image_processor([CALCULATION, COUNTING])
+    return features["pixel_values"], features["num_patches"].tolist()
+
+
+@pytest.fixture
+def seen(nano_model, monkeypatch):
+    """The arguments of every generate() call."""
+    calls, generate = [], type(nano_model).generate
+
+    def record(self, **arguments):
+        calls.append(arguments)
+        return generate(self, **arguments)
+
+    monkeypatch.setattr(type(nano_model), "generate", record)
+    return calls
+
+
+def prompt_of(call, tokenizer, row=0):
+    real = call["attention_mask"][row].bool()
+    return tokenizer.decode(call["input_ids"][row][real])
+
+
+def expanded(count):
+    return f"<img>{'<IMG_CONTEXT>' * (16 * count)}</img>"
+
+
+def test_positional_order_and_history(nano_model, nano_tokenizer, tiles, seen):
+    pixel_values, counts = tiles
+    first, history = nano_model.chat(
+        nano_tokenizer, pixel_values[: counts[0]], "What?", GREEDY, None, True, [counts[0]],
+        "<img>", "</img>", "<IMG_CONTEXT>", False,
+    )  # fmt: skip
+    assert history == [("<image>\nWhat?", first)]
+    second, longer = nano_model.chat(
+        nano_tokenizer,
+        pixel_values,
+        "<image>\nAnd?",
+        GREEDY,
+        history=history,
+        return_history=True,
+        num_patches_list=counts,
+    )
+    assert longer == [*history, ("<image>\nAnd?", second)] and len(history) == 1
+    begin = "<｜begin▁of▁sentence｜><｜User｜>\n"
+    assert prompt_of(seen[0], nano_tokenizer) == f"{begin}{expanded(counts[0])}\nWhat?<｜Assistant｜><think>\n"
+    assert prompt_of(seen[1], nano_tokenizer) == (
+        f"{begin}{expanded(counts[0])}\nWhat?<｜Assistant｜><think>\n{first}<｜end▁of▁sentence｜><｜User｜>\n"
+        f"{expanded(counts[1])}\nAnd?<｜Assistant｜><think>\n"
+    )
+
+
+@pytest.mark.parametrize("question, start", [
+    ("Which?", "{0}\n{1}\nWhich?"), ("<image>\n<image>\nWhich?", "{0}\n{1}\nWhich?"),
+    ("A <image> B <image> C <image>?", "A {0} B {1} C <image>?"),
+])  # fmt: skip
+def test_placeholders_of_two_images(nano_model, nano_tokenizer, tiles, seen, question, start):
+    pixel_values, counts = tiles
+    nano_model.chat(nano_tokenizer, pixel_values, question, GREEDY, num_patches_list=counts)
+    wanted = start.format(*(expanded(count) for count in counts))
+    assert prompt_of(seen[0], nano_tokenizer) == f"<｜begin▁of▁sentence｜><｜User｜>\n{wanted}<｜Assistant｜><think>\n"
+
+
+def test_modes_system_message_and_text_only(nano_model, nano_tokenizer, seen, monkeypatch):
+    nano_model.chat(
+        nano_tokenizer, None, "What is <image> in HTML?", GREEDY, mode="no-think", system_message="Be brief."
+    )
+    monkeypatch.setattr(nano_model, "system_message", "Always.")  # as VLMEvalKit does
+    nano_model.chat(tokenizer=nano_tokenizer, pixel_values=None, num_patches_list=[], question="Hi", generation_config=GREEDY, verbose=False)  # fmt: skip # noqa: E501
+    assert prompt_of(seen[0], nano_tokenizer) == (
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>\nWhat is <image> in HTML?<｜Assistant｜><think>\n\n</think>\n\n"
+    )
+    assert prompt_of(seen[1], nano_tokenizer).startswith("<｜begin▁of▁sentence｜>Always.<｜User｜>\nHi")
+    assert seen[0]["pixel_values"] is None
+
+
+@pytest.mark.parametrize("given", [
+    lambda: CALCULATION, lambda: [CALCULATION], lambda: Image.open(CALCULATION), lambda: IMAGES / "calculation_1.png",
+], ids=["path", "list", "PIL", "Path"])  # fmt: skip
+def test_images_in_place_of_tiles(nano_model, nano_tokenizer, tiles, given):
+    pixel_values, counts = tiles
+    expected = nano_model.chat(nano_tokenizer, pixel_values[: counts[0]], "What?", GREEDY)
+    assert nano_model.chat(nano_tokenizer, given(), "What?", GREEDY) == expected
+
+
+def test_batch_of_any_mix_equals_single_calls(nano_model, nano_tokenizer, tiles):
+    pixel_values, counts = tiles
+    first, second = pixel_values.split(counts)
+    questions = ["What?", "What is 12 + 34?", "<image>\n<image>\nWhich?", "How many shapes are in the image?"]
+    images = [CALCULATION, None, [CALCULATION, COUNTING], COUNTING]
+    singles = [nano_model.chat(nano_tokenizer, image, q, GREEDY) for image, q in zip(images, questions)]
+    assert nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY) == singles
+    stacked = torch.cat([first, first, second, second])
+    nested = [[counts[0]], [], counts, [counts[1]]]
+    assert nano_model.batch_chat(nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested) == singles
+    answers, histories = nano_model.batch_chat(
+        nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested, return_history=True
+    )
+    assert answers == singles and histories[3] == [("<image>\nHow many shapes are in the image?", singles[3])]
+
+
+def test_flat_numbers_of_tiles_are_dealt_out(nano_model, nano_tokenizer, tiles, seen):
+    pixel_values, counts = tiles
+    nano_model.batch_chat(nano_tokenizer, pixel_values, ["A?", "B?"], GREEDY, num_patches_list=counts)
+    by_placeholder = ["<image><image>A?", "B?"]
+    nano_model.batch_chat(nano_tokenizer, pixel_values, by_placeholder, GREEDY, num_patches_list=counts)
+    one, none = "<image>\nA?", "B?"
+    nano_model.batch_chat(
+        nano_tokenizer, pixel_values[: counts[0]], [one, none], GREEDY, num_patches_list=[counts[0], 0]
+    )
+    images = [[prompt_of(call, nano_tokenizer, row).count("<img>") for row in range(2)] for call in seen]
+    assert images == [[1, 1], [2, 0], [1, 0]]
+
+
+def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, tiles):
+    pixel_values, counts = tiles
+    options, history = {"max_new_tokens": 4, "do_sample": False}, [("<image>\nWhat?", "x")]
+    config = GenerationConfig(max_new_tokens=4, do_sample=False)
+    before = copy.deepcopy((options, history, counts, config.to_dict()))
+    settings = (
+        nano_tokenizer.padding_side,
+        nano_tokenizer.pad_token,
+        len(nano_tokenizer),
+        nano_model.img_context_token_id,
+    )
+    pixels, attributes = pixel_values.clone(), set(vars(nano_model))
+    for generation_config in (options, config):
+        nano_model.chat(nano_tokenizer, pixel_values, "<image>?", generation_config, history, True, counts)
+        nano_model.batch_chat(nano_tokenizer, pixel_values, ["A", "B"], generation_config, num_patches_list=counts)
+    assert (options, history, counts, config.to_dict()) == before
+    assert torch.equal(pixels, pixel_values) and set(vars(nano_model)) == attributes
+    assert settings == (nano_tokenizer.padding_side, nano_tokenizer.pad_token, len(nano_tokenizer), nano_model.img_context_token_id)  # fmt: skip # noqa: E501
+
+
+def test_a_generation_config_object_is_the_same_as_a_dict(nano_model, nano_tokenizer):
+    by_object = nano_model.chat(nano_tokenizer, CALCULATION, "What?", GenerationConfig(**GREEDY))
+    assert by_object == nano_model.chat(nano_tokenizer, CALCULATION, "What?", GREEDY)
+
+
+def test_streaming_gives_the_answer_in_pieces(nano_model, nano_tokenizer):
+    question = "What is the result of the calculation in the image?"
+    options = {"max_new_tokens": 120, "do_sample": False}
+    streamer = TextIteratorStreamer(nano_tokenizer, skip_prompt=True, skip_special_tokens=True)
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(
+            nano_model.chat(nano_tokenizer, CALCULATION, question, {**options, "streamer": streamer})
+        )
+    )
+    thread.start()
+    pieces = list(streamer)
+    thread.join()
+    assert len(pieces) > 5 and "".join(pieces).strip() == results[0]
+    assert results[0] == nano_model.chat(nano_tokenizer, CALCULATION, question, options)
+
+
+def test_verbose_logs_prompt_and_answer_and_prints_nothing(nano_model, nano_tokenizer, capsys, monkeypatch):
+    records = []
+    module = sys.modules[type(nano_model).__module__]
+    monkeypatch.setattr(module.logger, "warning", records.append)
+    answer = nano_model.chat(nano_tokenizer, None, "Hello there", GREEDY, verbose=True)
+    assert len(records) == 1 and "Hello there" in records[0] and records[0].endswith(answer)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("call, words", [
+    ({"num_patches_list": [3]}, ["num_patches_list=[3]", "2"]),
+    ({"num_patches_list": [2, 0]}, ["each at least 1"]),
+    ({"num_patches_list": [1, 1], "question": "only one <image>"}, ["2 images", "1 <image>"]),
+    ({"mode": "fast"}, ["mode='fast'", "no-think"]),
+])  # fmt: skip
+def test_bad_calls_say_what_was_expected(nano_model, nano_tokenizer, tiles, seen, call, words):
+    arguments = {"pixel_values": tiles[0][:2], "question": "What?", "generation_config": GREEDY, **call}
+    with pytest.raises(ValueError) as error:
+        nano_model.chat(nano_tokenizer, **arguments)
+    assert all(word in str(error.value) for word in words)
+    assert not seen, "nothing expensive may run before the check"
+
+
+@pytest.mark.parametrize("call, words", [
+    ({"num_patches_list": [[1], [1], []]}, ["2 questions", "3 entries"]),
+    ({"num_patches_list": [1, 1, 1]}, ["3 images", "2 questions"]),
+    ({"pixel_values": [CALCULATION]}, ["2 questions", "1 entries"]),
+    ({"history": [None]}, ["2 questions", "1 histories"]),
+])  # fmt: skip
+def test_bad_batches_show_both_numbers(nano_model, nano_tokenizer, tiles, call, words):
+    arguments = {"pixel_values": tiles[0][:3], "questions": ["A", "B"], "generation_config": GREEDY, **call}
+    with pytest.raises(ValueError) as error:
+        nano_model.batch_chat(nano_tokenizer, **arguments)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_tokenizer_without_image_tokens_is_named(nano_model):
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    with pytest.raises(ValueError, match="no token <IMG_CONTEXT>"):
+        nano_model.chat(bare, torch.zeros(1, 3, 112, 112), "What?", GREEDY)
+
+
+def test_nothing_depends_on_chat_having_run(nano_model, nano_tokenizer, tiles):
+    """forward and generate work on a model that never chatted, and an old script may still set the id."""
+    fresh = type(nano_model).from_pretrained(checkpoints.NANO, torch_dtype=torch.float32).eval()
+    pixel_values, counts = tiles
+    image_id = nano_tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert fresh.img_context_token_id == image_id == fresh.config.image_token_id
+    ids = torch.tensor([[1, *[image_id] * (16 * counts[0]), 5]])
+    mask = torch.ones_like(ids)
+    before = fresh.generate(pixel_values[: counts[0]], ids, mask, max_new_tokens=5, do_sample=False)
+    fresh.img_context_token_id = image_id
+    assert torch.equal(before, fresh.generate(pixel_values[: counts[0]], ids, mask, max_new_tokens=5, do_sample=False))
+
+
+def test_threads_get_their_own_answers(nano_model, nano_tokenizer):
+    jobs = [(CALCULATION, "What is the result of the calculation in the image?"), (COUNTING, "How many shapes are in the image?"), (None, "What is 7 × 8?")]  # fmt: skip # noqa: E501
+    alone = [nano_model.chat(nano_tokenizer, image, question, GREEDY) for image, question in jobs]
+    assert len(set(alone)) == 3
+    results, errors = {}, []
+
+    def ask(slot):
+        image, question = jobs[slot % 3]
+        try:
+            results[slot] = nano_model.chat(nano_tokenizer, image, question, GREEDY)
+        except RuntimeError as error:  # what a tokenizer in use by two threads raises
+            errors.append(error)
+
+    threads = [threading.Thread(target=ask, args=(slot,)) for slot in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [results[slot] for slot in range(9)] == alone * 3
+
+
+def test_chatml_template_is_used_where_the_config_names_it(nano_model, nano_tokenizer, seen, monkeypatch):
+    get = load_package().conversation.get_conv_template
+    monkeypatch.setattr(nano_model, "conv_template", get("skywork-r1v3"))
+    nano_model.chat(nano_tokenizer, None, "Hi", GREEDY)
+    assert prompt_of(seen[0], nano_tokenizer) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"

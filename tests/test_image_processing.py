@@ -1,0 +1,231 @@
+"""Pixels: bit for bit the model card's, images as people have them, and errors that name the file."""
+
+import base64
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, CLIPImageProcessor
+
+from preprocessor import image_loading
+from preprocessor.image_processing_skywork_chat import SkyworkImageProcessor
+from tests import checkpoints
+
+CARD = checkpoints.model_card_functions()
+SIZES = [(1, 1), (1, 4000), (4000, 1), (37, 53), (448, 448), (640, 480), (481, 1023), (1500, 1100), (2000, 300)]
+
+
+def picture(width, height, mode="RGB", seed=0):
+    rng = np.random.default_rng([seed, width, height])
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
+    if mode == "P":
+        return image.convert("RGB").quantize(16)
+    return image if mode == "RGBA" else image.convert(mode)
+
+
+def save(image, folder, name="image.png", **options):
+    path = folder / name
+    image.save(path, **options)
+    return str(path)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_pixel_values_are_the_model_cards(size, tmp_path):
+    path = save(picture(*size), tmp_path)
+    expected = CARD["load_image"](path, max_num=12)
+    features = SkyworkImageProcessor()(path, return_tensors="pt")
+    assert torch.equal(features["pixel_values"], expected)
+    assert features["num_patches"].tolist() == [len(expected)]
+
+
+@pytest.mark.parametrize("max_num", [1, 4, 6])
+def test_other_numbers_of_tiles(max_num, tmp_path):
+    path = save(picture(300, 500), tmp_path)
+    ours = SkyworkImageProcessor(max_dynamic_patch=max_num, size=112)(path)["pixel_values"]
+    assert torch.equal(ours, CARD["load_image"](path, input_size=112, max_num=max_num))
+    called = SkyworkImageProcessor(size=112)(path, max_dynamic_patch=max_num)["pixel_values"]
+    assert torch.equal(ours, called)
+
+
+@pytest.mark.parametrize("mode, name, reason", [
+    ("P", "image.png", "palette"),
+    ("RGBA", "image.png", "alpha, dropped as the model card does"),
+    ("LA", "image.png", "grey with alpha"),
+    ("L", "image.png", "grey"),
+    ("1", "image.png", "one bit"),
+    ("CMYK", "image.jpg", "printing colours"),
+    ("YCbCr", "image.jpg", "JPEG's own"),
+    ("RGB", "image.webp", "WebP"),
+    ("P", "image.gif", "GIF"),
+    ("RGB", "image.bmp", "BMP"),
+    ("RGB", "image.tiff", "TIFF"),
+])  # fmt: skip
+def test_every_mode_is_the_model_cards(mode, name, reason, tmp_path):
+    path = save(picture(90, 70, mode), tmp_path, name)
+    ours = SkyworkImageProcessor()(path)["pixel_values"]
+    assert torch.equal(ours, CARD["load_image"](path)), reason
+
+
+def test_animation_gives_its_first_frame(tmp_path):
+    frames = [picture(40, 40, "P", seed) for seed in range(3)]
+    path = save(frames[0], tmp_path, "image.gif", save_all=True, append_images=frames[1:])
+    image = Image.open(path)
+    image.seek(2)
+    ours = SkyworkImageProcessor()(image)["pixel_values"]
+    assert torch.equal(ours, CARD["load_image"](path))
+
+
+def test_alpha_over_white(tmp_path):
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    assert image_loading.open_image(clear).getpixel((0, 0)) == (255, 0, 0)
+    assert image_loading.open_image(clear, alpha="white").getpixel((0, 0)) == (255, 255, 255)
+    palette = save(Image.new("P", (8, 8), 0), tmp_path, transparency=0)
+    assert image_loading.open_image(palette, alpha="white").getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(ValueError, match="alpha='black'"):
+        image_loading.open_image(clear, alpha="black")
+
+
+def test_sixteen_bits_are_scaled_where_the_model_card_clips(tmp_path):
+    values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
+    path = save(Image.fromarray(values), tmp_path)
+    assert [image_loading.open_image(path).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+    assert [Image.open(path).convert("RGB").getpixel((x, 0))[0] for x in range(4)] == [0, 255, 255, 255]
+    small = save(Image.fromarray(values % 256), tmp_path, "small.png")  # 8-bit values in a 16-bit file stay
+    assert [image_loading.open_image(small).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied_unless_switched_off(orientation, tmp_path):
+    image = picture(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(image, tmp_path, "image.png", exif=exif)
+    turned = {5, 6, 7, 8}
+    assert image_loading.open_image(path).size == ((40, 60) if orientation in turned else (60, 40))
+    as_card = SkyworkImageProcessor(apply_exif_orientation=False)(path)["pixel_values"]
+    assert torch.equal(as_card, CARD["load_image"](path))
+    if orientation == 6:  # the camera was turned right: the stored left column is the upright top row
+        assert image_loading.open_image(path).getpixel((39, 0)) == image.getpixel((0, 0))
+
+
+def encoded(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["path", "Path", "file URL", "data URL", "base64", "bytes", "array", "tensor", "PIL"])
+def test_sources_give_the_same_pixels(kind, tmp_path):
+    image = picture(50, 30)
+    path = save(image, tmp_path)
+    data = encoded(image)
+    source = {
+        "path": path, "Path": tmp_path / "image.png", "file URL": f"file://{path}", "bytes": data,
+        "data URL": "data:image/png;base64," + base64.b64encode(data).decode(),
+        "base64": base64.b64encode(data).decode(), "array": np.array(image),
+        "tensor": torch.from_numpy(np.array(image)).permute(2, 0, 1), "PIL": image,
+    }[kind]  # fmt: skip
+    assert np.array_equal(np.array(image_loading.open_image(source)), np.array(image))
+
+
+def test_urls_are_fetched_and_failures_named(tmp_path):
+    import http.server
+    import threading
+
+    save(picture(50, 30), tmp_path)
+    handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=str(tmp_path))  # noqa: E731
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert image_loading.open_image(f"{base}/image.png").size == (50, 30)
+        with pytest.raises(ValueError, match=r"missing\.png: could not be downloaded"):
+            image_loading.open_image(f"{base}/missing.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _write(path, data):
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name, data, error, words", [
+    ("cut.png", encoded(picture(200, 200))[:5000], ValueError, "damaged or incomplete"),
+    ("empty.png", b"", ValueError, "empty"),
+    ("text.png", b"this is not an image, whatever its name says", ValueError, "not an image"),
+    ("half.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF", ValueError, "half.jpg"),
+])  # fmt: skip
+def test_unreadable_files_are_named(name, data, error, words, tmp_path):
+    path = _write(tmp_path / name, data)
+    with pytest.raises(error) as raised:
+        SkyworkImageProcessor()([picture(5, 5), str(path)])
+    assert name in str(raised.value) and words in str(raised.value)
+
+
+def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no/such\.png"):
+        image_loading.open_image("no/such.png")
+    with pytest.raises(ValueError, match="a directory"):
+        image_loading.open_image(tmp_path)
+    with pytest.raises(TypeError, match="not int"):
+        image_loading.open_image(7)
+    with pytest.raises(ValueError, match="float32"):
+        image_loading.open_image(np.zeros((4, 4, 3), np.float32))
+    with pytest.raises(ValueError, match="No image"):
+        SkyworkImageProcessor()([None, []])
+
+
+def test_bombs_are_named(tmp_path, monkeypatch):
+    path = save(Image.new("1", (3000, 3000)), tmp_path, "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # nine times the limit; twice is PIL's error
+    with pytest.raises(ValueError, match=r"bomb\.png: too many pixels"):
+        image_loading.open_image(path)
+
+
+def test_a_pil_image_of_a_truncated_file_is_named(tmp_path):
+    path = _write(tmp_path / "cut.png", encoded(picture(200, 200))[:5000])
+    with pytest.raises(ValueError, match=r"cut\.png"):
+        image_loading.open_image(Image.open(path))
+
+
+def test_many_images_equal_single_ones():
+    images = [picture(100 + 37 * index, 300) for index in range(7)]
+    processor = SkyworkImageProcessor(size=112, max_dynamic_patch=6)
+    together = processor([images[:2], None, [], images[2:]])
+    alone = [processor(image)["pixel_values"] for image in images]
+    assert torch.equal(together["pixel_values"], torch.cat(alone))
+    assert together["num_patches"].tolist() == [len(tiles) for tiles in alone]
+    as_numpy = processor(images, return_tensors="np")["pixel_values"]
+    assert isinstance(as_numpy, np.ndarray) and np.array_equal(as_numpy, together["pixel_values"].numpy())
+
+
+@pytest.mark.parametrize("options, tiles", [
+    ({"crop_to_patches": False}, 1), ({"crop_to_patches": True}, 7), ({"use_thumbnail": False}, 6),
+    ({"max_dynamic_patch": 2}, 3), ({"min_dynamic_patch": 12, "max_dynamic_patch": 12}, 13),
+])  # fmt: skip
+def test_options_of_a_call(options, tiles):
+    assert SkyworkImageProcessor(max_dynamic_patch=6)(picture(600, 400), **options)["num_patches"].tolist() == [tiles]
+
+
+@pytest.mark.parametrize("changes, name", [
+    ({"min_dynamic_patch": 3, "max_dynamic_patch": 2}, "min_dynamic_patch=3"),
+    ({"size": {"height": 448, "width": 224}}, "square"),
+])  # fmt: skip
+def test_impossible_settings_are_named(changes, name):
+    with pytest.raises(ValueError, match=name):
+        SkyworkImageProcessor(**changes)
+
+
+def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
+    ours = AutoImageProcessor.from_pretrained(checkpoints.ROOT, trust_remote_code=True)
+    assert (type(ours).__name__, ours.size, ours.max_dynamic_patch) == ("SkyworkImageProcessor", 448, 12)
+    clip = CLIPImageProcessor.from_pretrained(checkpoints.ROOT)
+    pixels = clip(images=picture(448, 448), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, ours(picture(448, 448))["pixel_values"], atol=1e-5, rtol=1e-5)
+    ours.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert torch.equal(again(picture(60, 90))["pixel_values"], ours(picture(60, 90))["pixel_values"])

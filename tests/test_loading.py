@@ -1,0 +1,237 @@
+"""Loading and saving: every way users load, memory, quantization switches, the Hub's cache layout."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+
+from tests import checkpoints
+
+OPTIONS = {"torch_dtype": torch.float32, "trust_remote_code": True}
+
+
+def assert_golden(model):
+    """Every tensor is the file's, and the answer is the reference lineage's."""
+    model.eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    inputs = checkpoints.golden("inputs")
+    with torch.no_grad():
+        ids = model.generate(
+            pixel_values=inputs["pixel_values"], input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
+            max_new_tokens=24, do_sample=False, pad_token_id=0,
+        )  # fmt: skip
+    assert torch.equal(ids.cpu()[:, -24:], checkpoints.golden("expected")["generated_ids"])
+
+
+def shard(folder, count):
+    """Rewrite model.safetensors as `count` shards with an index."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    weight_map = {}
+    for index in range(count):
+        part = f"model-{index + 1:05}-of-{count:05}.safetensors"
+        chosen = names[index::count]
+        save_file({name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(chosen, part))
+    total = sum(tensor.nbytes for tensor in weights.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
+
+
+def card_map():
+    """What the model card's split_model() gives for two GPUs, all on the CPU."""
+    names = [f"language_model.model.layers.{index}" for index in range(7)]  # the golden model has 3
+    names += ["vision_model", "mlp1", "language_model.model.tok_embeddings", "language_model.model.embed_tokens"]
+    names += ["language_model.output", "language_model.model.norm", "language_model.model.rotary_emb"]
+    return dict.fromkeys([*names, "language_model.lm_head"], "cpu")
+
+
+@pytest.mark.parametrize("device_map", [
+    pytest.param(card_map(), id="the model card's dict"),
+    pytest.param("auto", id="auto"),
+    pytest.param("balanced_low_0", id="balanced_low_0"),
+    pytest.param({"": "cpu"}, id="all on the CPU"),
+    pytest.param("cpu", id="cpu"),
+])  # fmt: skip
+@pytest.mark.parametrize("shards", [1, 3])
+def test_device_maps(tmp_path, device_map, shards):
+    path = checkpoints.golden_repository(tmp_path / "checkpoint")
+    if shards > 1:
+        shard(path, shards)
+    assert_golden(AutoModelForCausalLM.from_pretrained(path, device_map=device_map, **OPTIONS))
+
+
+def test_cpu_and_disk_offload(golden_path, tmp_path):
+    names = {"vision_model": "cpu", "mlp1": "cpu", "language_model.model.embed_tokens": "cpu"}
+    names.update({f"language_model.model.layers.{index}": "disk" for index in range(3)})
+    names.update(
+        {"language_model.model.norm": "cpu", "language_model.model.rotary_emb": "cpu", "language_model.lm_head": "disk"}
+    )
+    model = AutoModel.from_pretrained(golden_path, device_map=names, offload_folder=str(tmp_path), **OPTIONS)
+    assert model.language_model.model.layers[0].mlp.up_proj.weight.device.type == "meta"
+    assert_golden(model)
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText])
+def test_the_auto_classes(golden_path, auto_class):
+    model = auto_class.from_pretrained(golden_path, **OPTIONS)
+    standard = auto_class is AutoModelForImageTextToText
+    assert type(model).__name__ == ("SkyworkChatForConditionalGeneration" if standard else "SkyworkChatModel")
+    assert_golden(model)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn is tried where there is a GPU")
+@pytest.mark.parametrize("options", [{"use_flash_attn": True}, {"attn_implementation": "flash_attention_2"}])
+def test_missing_flash_attention_means_sdpa(golden_path, options):
+    model = AutoModel.from_pretrained(golden_path, **options, **OPTIONS)
+    assert model.vision_model.config._attn_implementation == model.language_model.config._attn_implementation == "sdpa"
+    assert_golden(model)
+
+
+def test_load_in_8bit_names_bitsandbytes_where_it_is_missing(golden_path, monkeypatch):
+    model = AutoModel.from_pretrained(golden_path, load_in_8bit=False, **OPTIONS)
+    compat = sys.modules[type(model).__module__.replace("modeling_skywork_chat", "transformers_compat")]
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+    for switch in ("load_in_8bit", "load_in_4bit"):
+        with pytest.raises(ImportError, match="bitsandbytes"):
+            AutoModel.from_pretrained(golden_path, **{switch: True}, **OPTIONS)
+
+
+def test_load_in_8bit_becomes_a_quantization_config_of_the_language_model(monkeypatch):
+    from training.nano.package import load_package
+
+    compat = load_package().compat
+    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: object())
+    keywords = {"torch_dtype": torch.bfloat16}
+    config = compat.loading_keywords(keywords, None, None, True, False)["quantization_config"]
+    assert config.load_in_8bit and {"vision_model", "mlp1"} <= set(config.llm_int8_skip_modules)
+    config = compat.loading_keywords(keywords, None, None, False, True)["quantization_config"]
+    assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
+    assert keywords == {"torch_dtype": torch.bfloat16}
+
+
+def test_saved_checkpoints_load_by_themselves(tmp_path):
+    """Code, tokenizer and processor come along; answers are equal; the source may be gone."""
+    source = checkpoints.tiny_repository(tmp_path / "source")
+    model = AutoModel.from_pretrained(source, **OPTIONS).eval()
+    saved = tmp_path / "saved"
+    model.save_pretrained(saved, max_shard_size="20MB")
+    assert (saved / "model.safetensors.index.json").exists()
+    source.rename(tmp_path / "elsewhere")
+    written = json.loads((saved / "config.json").read_text())
+    assert written["architectures"] == ["SkyworkR1VChatModel"] and model.config.architectures == ["SkyworkR1VChatModel"]
+    assert written["auto_map"] == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+    again = AutoModel.from_pretrained(saved, **OPTIONS).eval()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    tokenizer = AutoTokenizer.from_pretrained(saved, trust_remote_code=True)
+    image, options = str(checkpoints.ROOT / "examples" / "image1.jpg"), {"max_new_tokens": 6, "do_sample": False}
+    answer = again.chat(tokenizer, image, "What?", options)
+    processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
+    pixel_values = processor.image_processor(image)["pixel_values"]
+    assert model.chat(tokenizer, pixel_values, "What?", options) == answer
+    twice = tmp_path / "twice"
+    again.save_pretrained(twice)
+    assert {path.name for path in twice.rglob("*.py")} == {path.name for path in saved.rglob("*.py")}
+
+
+HUB_SCRIPT = """
+import sys, torch
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+name, image = "Skywork/nano-test", sys.argv[1]
+model = AutoModel.from_pretrained(name, torch_dtype=torch.float32, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+assert type(processor).__name__ == "SkyworkChatProcessor"
+print(repr(model.chat(tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False})))
+model.save_pretrained(sys.argv[2])
+"""
+
+
+def hub_cache(folder, source, name="Skywork/nano-test"):
+    """A cache as huggingface_hub lays it out: blobs, a snapshot of links to them, and a ref."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "blobs").mkdir()
+    for index, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
+        if "__pycache__" in path.parts:
+            continue
+        blob = repository / "blobs" / f"{index:040x}"
+        blob.write_bytes(path.read_bytes())
+        link = repository / "snapshots" / commit / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+
+
+def test_loading_from_a_hub_cache_offline(tmp_path, nano_model, nano_tokenizer):
+    source = checkpoints.copy_code(tmp_path / "source")
+    for name in (*checkpoints.TEXT_FILES, "config.json", "generation_config.json", "model.safetensors"):
+        (source / name).write_bytes((checkpoints.NANO / name).read_bytes())
+    hub_cache(tmp_path / "hub", source)
+    image = str(checkpoints.ROOT / "examples" / "image1.jpg")
+    environment = dict(
+        os.environ, HF_HUB_CACHE=str(tmp_path / "hub"), HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", HUB_SCRIPT, image, str(tmp_path / "saved")],
+        capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = nano_model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False})
+    assert done.stdout.strip().splitlines()[-1] == repr(expected)
+    saved = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert {"tokenizer.json", "preprocessor/tiling.py", "modeling_skywork_chat.py"} <= saved
+
+
+MEMORY_SCRIPT = """
+import json, resource, sys, torch
+from transformers import AutoModel
+import transformers.models.qwen2.modeling_qwen2, accelerate  # what is imported anyway does not count
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = AutoModel.from_pretrained(sys.argv[1], torch_dtype="auto", trust_remote_code=True)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([(after - before) * 1024, sum(p.nbytes for p in model.parameters())]))
+"""
+
+
+def test_peak_memory_of_loading(tmp_path):
+    """Within 1.15 x the checkpoint + 0.5 GB, for a checkpoint of 1.5 GB, so that a second copy would show."""
+    path = checkpoints.copy_code(tmp_path / "checkpoint")
+    config = checkpoints.tiny_config()
+    config["llm_config"].update(hidden_size=512, intermediate_size=14336, num_hidden_layers=24, max_window_layers=24)
+    config["llm_config"]["num_attention_heads"] = 8
+    for part in (config, config["llm_config"], config["vision_config"]):
+        part["torch_dtype"] = "bfloat16"
+    (path / "config.json").write_text(json.dumps(config))
+    from training.nano.package import load_package
+
+    package = load_package()
+    with torch.device("meta"):
+        shapes = package.SkyworkChatModel(package.SkyworkChatConfig(**config)).state_dict()
+    weights = {name: torch.zeros(tensor.shape, dtype=torch.bfloat16) for name, tensor in shapes.items()}
+    size = sum(tensor.nbytes for tensor in weights.values())
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    del weights
+    gc.collect()
+    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    peak, loaded = json.loads(done.stdout.strip().splitlines()[-1])
+    assert loaded == size > 1.3e9
+    assert peak <= 1.15 * size + 0.5e9, f"{peak / 1e9:.2f} GB for {size / 1e9:.2f} GB"
+
+
+def test_the_nano_repository_holds_no_second_copy_of_the_code():
+    for name in (*checkpoints.CODE, "chat_template.jinja", "preprocessor"):
+        link = checkpoints.NANO / name
+        assert link.is_symlink() and link.resolve() == (checkpoints.ROOT / name).resolve()
+    assert Path(checkpoints.NANO / "model.safetensors").stat().st_size <= 25_000_000

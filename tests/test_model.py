@@ -1,0 +1,302 @@
+"""The whole model: golden files, transformers' InternVL as a second oracle, caches, losses, chunks."""
+
+import sys
+
+import pytest
+import torch
+from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.generation import GenerationMixin
+
+from tests import checkpoints
+from training.nano.package import load_package
+
+package = load_package()
+PROMPT = ("pixel_values", "input_ids", "attention_mask")
+
+
+def golden_prompt():
+    inputs = checkpoints.golden("inputs")
+    return {name: inputs[name] for name in PROMPT}
+
+
+def test_golden_features_logits_and_loss(golden_model):
+    inputs, expected = checkpoints.golden("inputs"), checkpoints.golden("expected")
+    with torch.no_grad():
+        features = golden_model.extract_feature(inputs["pixel_values"])
+        output = golden_model(**golden_prompt(), labels=inputs["labels"])
+    torch.testing.assert_close(features, expected["image_features"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.logits, expected["logits"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.loss.view(1), expected["loss"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["generated_ids", "batch_generated_ids", "text_generated_ids"])
+def test_golden_ids(golden_model, kind):
+    inputs, options = checkpoints.golden("inputs"), {"do_sample": False, "pad_token_id": 0}
+    if kind == "generated_ids":
+        ids = golden_model.generate(**golden_prompt(), max_new_tokens=24, **options)
+    elif kind == "batch_generated_ids":
+        prompt = {name: inputs[f"batch_{name}"] for name in PROMPT}
+        ids = golden_model.generate(**prompt, max_new_tokens=16, **options)
+    else:
+        text = inputs["text_input_ids"]
+        ids = golden_model.generate(input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=16, **options)
+    assert torch.equal(ids, checkpoints.golden("expected")[kind])
+
+
+def test_every_loaded_tensor_equals_the_file(golden_model):
+    loaded, weights = golden_model.state_dict(), checkpoints.golden("model")
+    assert set(loaded) == set(weights)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def internvl_name(name):
+    """transformers' InternVL name of one of our tensors (the joint qkv is split separately)."""
+    for ours, theirs in (
+        ("vision_model.embeddings.class_embedding", "model.vision_tower.embeddings.cls_token"),
+        ("vision_model.embeddings.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
+        ("vision_model.embeddings.patch_embedding", "model.vision_tower.embeddings.patch_embeddings.projection"),
+        ("vision_model.encoder.layers.", "model.vision_tower.encoder.layer."),
+        ("mlp1.0", "model.multi_modal_projector.layer_norm"),
+        ("mlp1.1", "model.multi_modal_projector.linear_1"),
+        ("mlp1.3", "model.multi_modal_projector.linear_2"),
+        ("language_model.model", "model.language_model"),
+        ("language_model.lm_head", "lm_head"),
+    ):
+        if name.startswith(ours):
+            name = theirs + name[len(ours) :]
+    if name.startswith("model.vision_tower"):
+        for ours, theirs in (
+            (".attn.proj", ".attention.projection_layer"), (".attn.", ".attention."), (".norm1", ".layernorm_before"),
+            (".norm2", ".layernorm_after"), (".ls1", ".lambda_1"), (".ls2", ".lambda_2"),
+        ):  # fmt: skip
+            name = name.replace(ours, theirs)
+    return name
+
+
+@pytest.fixture(scope="module")
+def internvl():
+    """transformers' own InternVL with the golden checkpoint's weights mapped across."""
+    ours = package.SkyworkChatConfig.from_pretrained(checkpoints.GOLDEN)
+    vision, text = ours.vision_config, ours.llm_config
+    config = InternVLConfig(
+        vision_config={
+            "hidden_size": vision.hidden_size, "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads, "intermediate_size": vision.intermediate_size,
+            "image_size": [56, 56], "patch_size": [14, 14], "norm_type": "rms_norm", "use_qk_norm": True,
+            "attention_bias": False, "layer_norm_eps": vision.layer_norm_eps, "use_mean_pooling": True,
+            "hidden_act": "gelu",
+        },
+        text_config=text.to_dict(), image_token_id=checkpoints.GOLDEN_IMAGE_TOKEN, image_seq_length=4,
+        vision_feature_layer=-1, tie_word_embeddings=False,
+    )  # fmt: skip
+    weights = {}
+    for name, tensor in checkpoints.golden("model").items():
+        if ".attn.qkv." in name:
+            for part, value in zip("qkv", tensor.chunk(3)):
+                weights[internvl_name(name).replace("qkv", f"{part}_proj")] = value
+        else:
+            weights[internvl_name(name)] = tensor
+    model = InternVLForConditionalGeneration(config).eval()
+    report = model.load_state_dict(weights, strict=False)
+    assert not report.unexpected_keys and not report.missing_keys, report
+    return model
+
+
+def test_internvl_features_and_logits(golden_model, internvl):
+    with torch.no_grad():
+        theirs = internvl(**golden_prompt())
+        ours = golden_model(**golden_prompt(), use_cache=True)
+        features = internvl.model.get_image_features(golden_prompt()["pixel_values"]).pooler_output
+        torch.testing.assert_close(
+            golden_model.extract_feature(golden_prompt()["pixel_values"]).flatten(0, 1),
+            torch.cat(list(features)).view(-1, 64), atol=1e-5, rtol=1e-5,
+        )  # fmt: skip
+    torch.testing.assert_close(ours.logits, theirs.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_internvl_with_cache_step_by_step(golden_model, internvl):
+    """Prefill, then one token at a time: logits equal InternVL's uncached ones at each position."""
+    prompt, extra = golden_prompt(), torch.tensor([[31, 77, 5, 250]])
+    ids = torch.cat([prompt["input_ids"], extra], 1)
+    with torch.no_grad():
+        theirs = internvl(input_ids=ids, pixel_values=prompt["pixel_values"]).logits
+        output = golden_model(**prompt, use_cache=True)
+        for step in range(extra.shape[1]):
+            position = prompt["input_ids"].shape[1] + step
+            torch.testing.assert_close(output.logits[:, -1], theirs[:, position - 1], atol=1e-4, rtol=1e-4)
+            output = golden_model(
+                input_ids=ids[:, position : position + 1],
+                attention_mask=torch.ones(1, position + 1, dtype=torch.long),
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
+
+
+def test_left_padded_batch_equals_single_rows_of_internvl(golden_model, internvl):
+    inputs = checkpoints.golden("inputs")
+    ids, mask, pixels = (inputs[f"batch_{name}"] for name in ("input_ids", "attention_mask", "pixel_values"))
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        batch = golden_model(pixel_values=pixels, input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        start = 0
+        for row in range(2):
+            real = mask[row].bool()
+            tiles = int((ids[row] == checkpoints.GOLDEN_IMAGE_TOKEN).sum()) // 4
+            single = internvl(input_ids=ids[row : row + 1, real], pixel_values=pixels[start : start + tiles]).logits
+            torch.testing.assert_close(batch[row, real], single[0], atol=1e-4, rtol=1e-4)
+            start += tiles
+
+
+def test_internvl_generates_the_same(internvl, golden_path):
+    """The class with transformers' conventions: prompt and completion, token for token."""
+    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+    ours, theirs = model.generate(**golden_prompt(), **options), internvl.generate(**golden_prompt(), **options)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[:, 41:], checkpoints.golden("expected")["generated_ids"])
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param({"use_cache": False}, id="without a cache"),
+    pytest.param({"cache_implementation": "static"}, id="static cache"),
+    pytest.param({"prompt_lookup_num_tokens": 3}, id="prompt lookup"),
+])  # fmt: skip
+def test_ways_of_decoding_agree(golden_path, options):
+    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    basic = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(**golden_prompt(), **basic)
+    if "cache_implementation" in options:
+        options = {**options, "disable_compile": True}
+    assert torch.equal(model.generate(**golden_prompt(), **basic, **options), expected)
+
+
+def test_beam_search_equals_internvl(internvl, golden_path):
+    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    options = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+    assert torch.equal(model.generate(**golden_prompt(), **options), internvl.generate(**golden_prompt(), **options))
+
+
+@pytest.mark.parametrize("kept", [1, 5, torch.tensor([0, 3, 40])], ids=["last", "last five", "chosen"])
+def test_logits_to_keep(golden_model, kept):
+    with torch.no_grad():
+        full = golden_model(**golden_prompt()).logits
+        part = golden_model(**golden_prompt(), logits_to_keep=kept).logits
+    torch.testing.assert_close(part, full[:, kept] if torch.is_tensor(kept) else full[:, -kept:])
+
+
+def test_embeddings_and_features_replace_ids_and_pixels(golden_model):
+    prompt = golden_prompt()
+    with torch.no_grad():
+        expected = golden_model(**prompt).logits
+        features = golden_model.extract_feature(prompt["pixel_values"])
+        by_features = golden_model(
+            input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], image_features=features
+        )
+        embeds = golden_model.embed(prompt["input_ids"], prompt["pixel_values"])
+        by_embeds = golden_model(inputs_embeds=embeds, attention_mask=prompt["attention_mask"])
+    torch.testing.assert_close(by_features.logits, expected)
+    torch.testing.assert_close(by_embeds.logits, expected)
+
+
+def test_backbone_gives_what_the_head_takes(golden_model):
+    with torch.no_grad():
+        hidden = golden_model.base_model(**golden_prompt(), logits_to_keep=3, use_cache=False).last_hidden_state
+        torch.testing.assert_close(golden_model.get_output_embeddings()(hidden), golden_model(**golden_prompt()).logits)
+    assert "base_model" not in dict(golden_model.named_modules())
+
+
+def test_loss_is_the_mean_over_labels_or_divided_as_told(golden_model):
+    labels = checkpoints.golden("inputs")["labels"]
+    with torch.no_grad():
+        mean = golden_model(**golden_prompt(), labels=labels).loss
+        divided = golden_model(**golden_prompt(), labels=labels, num_items_in_batch=torch.tensor(70)).loss
+        nothing = golden_model(**golden_prompt(), labels=torch.full_like(labels, -100)).loss
+    torch.testing.assert_close(divided, mean * 7 / 70)
+    assert nothing == 0
+    with pytest.raises(ValueError, match="logits_to_keep=0"):
+        golden_model(**golden_prompt(), labels=labels, logits_to_keep=2)
+
+
+def test_flagged_tiles_are_left_out(golden_model):
+    prompt = golden_prompt()
+    padded = torch.cat([prompt["pixel_values"], torch.randn(2, 3, 56, 56)])
+    flags = torch.tensor([1, 1, 1, 1, 1, 0, 0]).view(-1, 1)
+    with torch.no_grad():
+        expected = golden_model(**prompt).logits
+        logits = golden_model(**{**prompt, "pixel_values": padded}, image_flags=flags).logits
+        torch.testing.assert_close(logits, expected)
+        text = checkpoints.golden("inputs")["text_input_ids"]
+        flagged = golden_model(input_ids=text, pixel_values=padded[:1], image_flags=torch.tensor([0]))
+        torch.testing.assert_close(flagged.logits, golden_model(input_ids=text).logits)
+
+
+@pytest.mark.parametrize(
+    "tiles, numbers", [(4, ("20 image tokens", "16 features")), (0, ("20 image tokens", "0 features"))]
+)
+def test_images_that_do_not_match_show_both_numbers(golden_model, tiles, numbers):
+    prompt = golden_prompt()
+    prompt["pixel_values"] = prompt["pixel_values"][:tiles] if tiles else None
+    with pytest.raises(ValueError) as error:
+        golden_model(**prompt)
+    assert all(number in str(error.value) for number in numbers)
+
+
+def test_images_without_tokens_are_an_error(golden_model):
+    inputs = checkpoints.golden("inputs")
+    with pytest.raises(ValueError, match=r"0 image tokens .* 20 features"):
+        golden_model(input_ids=inputs["text_input_ids"], pixel_values=inputs["pixel_values"])
+
+
+def test_chunks_of_tiles_change_nothing_and_bound_the_work(golden_model, monkeypatch):
+    pixel_values, sizes = torch.randn(23, 3, 56, 56), []
+    golden_model.vision_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        whole = golden_model.extract_feature(pixel_values)
+        assert sizes == [23]
+        monkeypatch.setattr(sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK", 5 * 17)
+        chunked = golden_model.extract_feature(pixel_values)
+    assert sizes == [23, 5, 5, 5, 5, 3]
+    assert torch.equal(whole, chunked)
+
+
+def test_the_language_model_is_a_generation_mixin(golden_model):
+    """vLLM's reference runner asks for it, and calls generate on it with embeddings."""
+    assert isinstance(golden_model.language_model, GenerationMixin)
+    prompt = golden_prompt()
+    embeds = golden_model.embed(prompt["input_ids"], prompt["pixel_values"])
+    ids = golden_model.language_model.generate(
+        inputs_embeds=embeds,
+        attention_mask=prompt["attention_mask"],
+        max_new_tokens=24,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    assert torch.equal(ids, checkpoints.golden("expected")["generated_ids"])
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementation_reaches_both_towers(golden_path, implementation):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(golden_path, trust_remote_code=True, attn_implementation=implementation).eval()
+    assert model.vision_model.config._attn_implementation == implementation
+    assert model.language_model.config._attn_implementation == implementation
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model(**golden_prompt()).logits, checkpoints.golden("expected")["logits"], atol=1e-4, rtol=1e-4
+        )
+    other = "sdpa" if implementation == "eager" else "eager"
+    model.set_attn_implementation(other)
+    assert model.vision_model.config._attn_implementation == model.language_model.config._attn_implementation == other
+
+
+def test_a_language_model_given_its_own_attention_keeps_it():
+    config = package.SkyworkChatConfig(**checkpoints.tiny_config())
+    config.llm_config.attn_implementation = "eager"  # what scripts of the published lineage set
+    model = package.SkyworkChatModel(config)
+    assert model.language_model.config._attn_implementation == "eager"
+    assert model.vision_model.config._attn_implementation == "sdpa"

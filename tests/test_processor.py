@@ -1,0 +1,203 @@
+"""The processor: messages to model inputs, the same ids as chat(), and the standard class through a pipeline."""
+
+import base64
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoProcessor, pipeline
+
+from tests import checkpoints
+from tests.test_conversation import CONTROL
+from training.nano.package import load_package
+
+conversation = load_package().conversation
+IMAGES = checkpoints.ROOT / "examples" / "images"
+CALCULATION, COUNTING = IMAGES / "calculation_1.png", IMAGES / "counting_1.png"
+
+
+def user(*content):
+    return {"role": "user", "content": list(content)}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def image(value=CALCULATION, key="image"):
+    return {"type": "image", key: value}
+
+
+def as_base64(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def inputs_of(processor, messages, **options):
+    defaults = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template(messages, **{**defaults, **options})
+
+
+def chat_ids(processor, turns, counts, system=""):
+    template = conversation.get_conv_template()
+    template.system_message = system
+    for index, words in enumerate(turns):
+        template.append_message(template.roles[index % 2], words)
+    template.append_message(template.roles[1], None)
+    segments = template.segments([count * processor.num_image_token for count in counts])
+    return conversation.encode_segments(processor.tokenizer, segments, template.begin)
+
+
+@pytest.mark.parametrize("part", [
+    pytest.param(lambda: image(Image.open(CALCULATION)), id="PIL"),
+    pytest.param(lambda: image(str(CALCULATION), "path"), id="path"),
+    pytest.param(lambda: image(f"file://{CALCULATION}", "url"), id="URL"),
+    pytest.param(lambda: image(as_base64(CALCULATION), "base64"), id="base64"),
+    pytest.param(
+        lambda: {"type": "image_url", "image_url": {"url": "data:image/png;base64," + as_base64(CALCULATION)}},
+        id="OpenAI's image_url",
+    ),
+])  # fmt: skip
+def test_images_of_messages(nano_processor, part):
+    inputs = inputs_of(nano_processor, [user(part(), text("What?"))])
+    expected = nano_processor.image_processor(CALCULATION)
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+    assert inputs["input_ids"][0].tolist() == chat_ids(
+        nano_processor, ["<image>\nWhat?"], expected["num_patches"].tolist()
+    )
+
+
+def test_several_turns_and_images(nano_processor):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        user(image(), image(COUNTING), text("Which?")),
+        {"role": "assistant", "content": "thought</think>first"},
+        user(text("Why?")),
+    ]
+    inputs = inputs_of(nano_processor, messages)
+    counts = nano_processor.image_processor([CALCULATION, COUNTING])["num_patches"].tolist()
+    turns = ["<image>\n<image>\nWhich?", "thought</think>first", "Why?"]
+    assert inputs["input_ids"][0].tolist() == chat_ids(nano_processor, turns, counts, "Be brief.")
+
+
+control_text = st.lists(st.one_of(st.sampled_from([*CONTROL, "<image>", "a"]), st.text(max_size=4)), max_size=6).map(
+    "".join
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=control_text)
+def test_typed_control_tokens_are_text(nano_processor, words):
+    """In messages with images every <image> typed is text as well: the parts say where the images are."""
+    counts = [int(nano_processor.image_processor(CALCULATION)["num_patches"])]
+    inputs = inputs_of(nano_processor, [user(image(), text(words))])
+    assert inputs["input_ids"][0].tolist() == chat_ids(nano_processor, ["<image>\n" + words], counts)
+    before = inputs_of(nano_processor, [user(text(words), image())])["input_ids"][0].tolist()
+    context = nano_processor.image_token_id
+    assert before.count(context) == counts[0] * nano_processor.num_image_token
+    assert nano_processor.decode(before).count("<image>") == words.count("<image>")
+
+
+def test_padding_sides_and_decode(nano_processor):
+    messages = [[user(text("Hi"))], [user(image(), text("A longer question?"))]]
+    left = inputs_of(nano_processor, messages, padding=True)
+    singles = [inputs_of(nano_processor, m)["input_ids"][0] for m in messages]
+    for row, (single, mask) in enumerate(zip(singles, left["attention_mask"])):
+        assert torch.equal(left["input_ids"][row][mask.bool()], single)
+    assert left["attention_mask"][0, 0] == 0 and left["attention_mask"][0, -1] == 1
+    right = inputs_of(nano_processor, messages, padding=True, padding_side="right")
+    assert right["attention_mask"][0, 0] == 1 and right["attention_mask"][0, -1] == 0
+    decoded = nano_processor.batch_decode(left["input_ids"], skip_special_tokens=True)
+    assert "Hi" in decoded[0] and "A longer question?" in decoded[1]
+    fixed = inputs_of(nano_processor, messages[0], padding="max_length", max_length=50)
+    assert fixed["input_ids"].shape == (1, 50)
+
+
+def test_call_with_texts_and_images(nano_processor):
+    one = nano_processor(images=CALCULATION, text="<image>\nWhat?", return_tensors="pt")
+    bos = nano_processor.tokenizer.bos_token_id
+    assert one["input_ids"][0].tolist().count(bos) == 1 and one["input_ids"][0, 0] == bos
+    flat = nano_processor(images=[CALCULATION, COUNTING], text=["<image> a", "<image> b"])
+    nested = nano_processor(images=[[CALCULATION], [COUNTING]], text=["<image> a", "<image> b"])
+    assert flat["input_ids"] == nested["input_ids"] and isinstance(flat["input_ids"], list)
+    mixed = nano_processor(images=[None, [COUNTING]], text=["no image, but <image>", "<image> b"])
+    assert len(mixed["pixel_values"]) == int(nano_processor.image_processor(COUNTING)["num_patches"])
+    assert "pixel_values" not in nano_processor(text="only text")
+
+
+@pytest.mark.parametrize("images, texts, words", [
+    ([CALCULATION, COUNTING], "one <image>", ["2 images", "1 <image>"]),
+    ([CALCULATION], ["<image> a", "<image> b"], ["1 images", "2 texts"]),
+    ([[CALCULATION]], ["a", "b"], ["2 texts", "1 lists"]),
+    (None, None, ["No text"]),
+])  # fmt: skip
+def test_mismatches_show_both_numbers(nano_processor, images, texts, words):
+    with pytest.raises(ValueError) as error:
+        nano_processor(images=images, text=texts)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_an_image_is_never_cut(nano_processor):
+    with pytest.raises(ValueError, match="max_length=20 would cut"):
+        nano_processor(images=CALCULATION, text="<image>\nWhat?", truncation=True, max_length=20)
+    cut = nano_processor(text="a b c d e f g h", truncation=True, max_length=4)
+    assert len(cut["input_ids"][0]) == 4
+
+
+def test_forms_of_the_result(nano_processor):
+    messages = [user(text("Hi"))]
+    rendered = nano_processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert rendered == "<｜begin▁of▁sentence｜><｜User｜>\nHi<｜Assistant｜><think>\n"
+    ids = nano_processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
+    assert ids == nano_processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    skipped = nano_processor.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
+    assert skipped == rendered + "\n</think>\n\n"
+
+
+def test_messages_are_not_changed(nano_processor):
+    messages = [user(image(), text("<think>"))]
+    nano_processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+    assert messages == [user(image(), text("<think>"))]
+
+
+def test_save_and_load(nano_processor, tmp_path):
+    nano_processor.save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    messages = [user(image(), text("What?"))]
+    ours, theirs = inputs_of(nano_processor, messages), inputs_of(again, messages)
+    assert torch.equal(ours["input_ids"], theirs["input_ids"]) and again.num_image_token == 16
+
+
+def test_the_standard_class_answers_as_chat(nano_model, nano_standard, nano_tokenizer, nano_processor):
+    question = "What is the result of the calculation in the image?"
+    answer = nano_model.chat(nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False})
+    inputs = inputs_of(nano_processor, [user(image(), text(question))])
+    with torch.no_grad():
+        ids = nano_standard.generate(**inputs, max_new_tokens=40, do_sample=False)
+    prompt_length = inputs["input_ids"].shape[1]
+    assert torch.equal(ids[:, :prompt_length], inputs["input_ids"])
+    assert nano_processor.decode(ids[0, prompt_length:], skip_special_tokens=True).strip() == answer
+
+
+def test_several_samples_keep_their_own_images(nano_standard, nano_processor):
+    """num_return_sequences repeats rows of different numbers of tiles."""
+    messages = [[user(image(), text("What?"))], [user(image(COUNTING), text("How many shapes are in the image?"))]]
+    inputs = inputs_of(nano_processor, messages, padding=True)
+    options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
+    single = nano_standard.generate(**inputs, **options)
+    double = nano_standard.generate(**inputs, **options, num_return_sequences=2)
+    assert torch.equal(double[::2], single)
+
+
+def test_pipeline(nano_model, nano_tokenizer):
+    pipe = pipeline("image-text-to-text", model=str(checkpoints.NANO), trust_remote_code=True, dtype=torch.float32)
+    question = "What is the result of the calculation in the image?"
+    result = pipe(
+        text=[user(image(str(CALCULATION), "url"), text(question))],
+        max_new_tokens=40,
+        return_full_text=False,
+        do_sample=False,
+    )
+    answer = nano_model.chat(nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False})
+    assert result[0]["generated_text"].strip() == answer
