@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from tests import checkpoints
 
@@ -116,6 +123,26 @@ def test_load_in_8bit_becomes_a_quantization_config_of_the_language_model(monkey
     config = compat.loading_keywords(keywords, None, None, False, True)["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert keywords == {"torch_dtype": torch.bfloat16}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU it loads")
+def test_splitting_over_no_gpu_is_an_error(golden_path):
+    with pytest.raises(ValueError, match="No GPU to split"):
+        AutoModel.from_pretrained(golden_path, device_map="split", **OPTIONS)
+
+
+def test_unknown_keywords_are_named(golden_path):
+    with pytest.raises(TypeError, match="use_flashattn"):
+        AutoModel.from_pretrained(golden_path, use_flashattn=True, **OPTIONS)
+
+
+def test_a_model_built_from_a_config_takes_the_switch(golden_path):
+    config = AutoConfig.from_pretrained(golden_path, trust_remote_code=True)
+    model = AutoModel.from_config(config, trust_remote_code=True, use_flash_attn=True)
+    assert model.vision_model.config._attn_implementation == "sdpa"
+    model.config._name_or_path = ""
+    with pytest.raises(ValueError, match="not loaded from a repository"):
+        model.chat(None, "examples/image1.jpg", "What?", {})
 
 
 def test_saved_checkpoints_load_by_themselves(tmp_path):
