@@ -7,7 +7,8 @@ BIN := $(VENV)/bin
 MODEL ?= nano
 IMAGE ?=
 QUESTION ?=
-# Through the environment: quotes in a question would not survive the command line
+# Through the environment and unexpanded: quotes and dollars in a question would not survive the command line
+override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
 .PHONY: chat test test-slow compat lint format nano-score clean

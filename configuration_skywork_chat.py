@@ -50,7 +50,7 @@ class SkyworkVisionConfig(PretrainedConfig):
         qkv_bias: bias on the joint query/key/value projection (300M: true, 6B: false).
         drop_path_rate: highest rate of stochastic depth, reached in the last layer.
         initializer_factor: initial value of the layer scales `ls1` and `ls2`.
-        use_flash_attn: prefer flash-attn where it is installed and no `attn_implementation` is asked for.
+        use_flash_attn: kept for the published files; attention is chosen when a model is loaded.
 
     Raises:
         ValueError: fields that contradict each other, by name.

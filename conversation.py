@@ -23,6 +23,19 @@ IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 THINK_END = "</think>"
 
 
+class Question(str):
+    """A user's message that knows how many of its `<image>` stand for images; any further one is text.
+
+    `chat()` returns such questions in the history, so that a word `<image>` in an earlier turn stays a word. A history
+    of plain strings (one that went through JSON, say) gives images to the first `<image>` it has.
+    """
+
+    def __new__(cls, text, num_images):
+        question = super().__new__(cls, text)
+        question.num_images = num_images
+        return question
+
+
 @dataclasses.dataclass
 class Conversation:
     """A template with the messages so far.
@@ -77,7 +90,8 @@ class Conversation:
             if message is None:
                 continue
             if role == self.roles[0]:
-                segments += _expand_placeholders(message, remaining) + [(self.user_sep, True)]
+                limit = getattr(message, "num_images", None)
+                segments += _expand_placeholders(message, remaining, limit) + [(self.user_sep, True)]
             else:
                 segments += _assistant_segments(message) + [(self.sep, True)]
         if remaining:
@@ -99,10 +113,13 @@ def _assistant_segments(message):
     return [(thinking, False), (mark, True), (answer, False)]
 
 
-def _expand_placeholders(text, remaining):
-    """Segments of a user's message; takes from `remaining`, the token counts of images not placed yet."""
+def _expand_placeholders(text, remaining, limit=None):
+    """Segments of a user's message; takes at most `limit` from `remaining`, the token counts of images not placed."""
     segments = []
-    while remaining and IMAGE_PLACEHOLDER in text:
+    limit = len(remaining) if limit is None else min(limit, len(remaining))
+    for _ in range(limit):
+        if IMAGE_PLACEHOLDER not in text:
+            break
         before, text = text.split(IMAGE_PLACEHOLDER, 1)
         segments += [(before, False), (IMAGE_START + IMAGE_CONTEXT * remaining.pop(0) + IMAGE_END, True)]
     return segments + [(text, False)]

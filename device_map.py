@@ -6,6 +6,8 @@ does it for the GPUs of the machine; `split_layers` and `build_device_map` are p
 planning without any.
 """
 
+import math
+
 import torch
 
 FIRST_GPU_MODULES = (
@@ -71,14 +73,18 @@ def build_device_map(counts):
     return device_map
 
 
-def module_sizes(model, bytes_per_parameter=2):
-    """(bytes of each decoder layer, bytes of all else) of a model, which may be on the meta device."""
+def module_sizes(model, layer_bytes=2, other_bytes=2):
+    """(bytes of each decoder layer, bytes of all else) of a model, which may be on the meta device.
 
-    def size(module):
-        return bytes_per_parameter * sum(parameter.numel() for parameter in module.parameters())
+    Args:
+        layer_bytes, other_bytes: bytes of a parameter in the decoder layers, which quantization shrinks, and elsewhere.
+    """
 
-    layer_sizes = [size(layer) for layer in model.language_model.model.layers]
-    return layer_sizes, size(model) - sum(layer_sizes)
+    def count(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    layers = [count(layer) for layer in model.language_model.model.layers]
+    return [math.ceil(layer_bytes * layer) for layer in layers], other_bytes * (count(model) - sum(layers))
 
 
 def free_memory(reserve=0.1):

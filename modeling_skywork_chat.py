@@ -28,6 +28,7 @@ from .conversation import (
     IMAGE_END,
     IMAGE_PLACEHOLDER,
     IMAGE_START,
+    Question,
     encode_segments,
     get_conv_template,
     token_id,
@@ -36,13 +37,16 @@ from .device_map import build_device_map, clean_device_map, free_memory, module_
 from .modeling_intern_vit import SkyworkVisionModel
 from .transformers_compat import (
     accepted_keywords,
+    bytes_per_parameter,
     cached_length,
-    choose_attention,
+    clear_own_attention,
     generate_from_embeddings,
     is_loaded,
     load_image_processor,
     loading_keywords,
+    resolve_attention_of_config,
     share_attention,
+    tokens_device,
 )
 
 logger = logging.get_logger(__name__)
@@ -69,15 +73,20 @@ CODE_FILES = (
 )
 # What else makes a checkpoint complete, if the repository that the model came from has it
 SUPPORT_FILES = (
+    "added_tokens.json",
     "chat_template.jinja",
+    "generation_config.json",
+    "merges.txt",
     "preprocessor/image_loading.py",
     "preprocessor/image_processing_skywork_chat.py",
     "preprocessor/processing_skywork_chat.py",
     "preprocessor/tiling.py",
     "preprocessor_config.json",
     "processor_config.json",
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "vocab.json",
 )
 
 
@@ -97,8 +106,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
 
     def __init__(self, config, vision_model=None, language_model=None, use_flash_attn=None):
-        if use_flash_attn:  # `from_pretrained` has seen to it; this is for a model built from a config
-            config._attn_implementation = choose_attention(None, use_flash_attn, config)
+        resolve_attention_of_config(config, None, use_flash_attn, torch.get_default_dtype())
         super().__init__(config)
         share_attention(config)
         self.vision_model = SkyworkVisionModel(config.vision_config) if vision_model is None else vision_model
@@ -111,6 +119,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             nn.GELU(),
             nn.Linear(config.llm_config.hidden_size, config.llm_config.hidden_size),
         )
+        self.cache_dir = None  # of the Hub files that the model came from, if not the usual one
         self.num_image_token = config.num_image_token
         self.img_context_token_id = config.image_token_id
         self.post_init()
@@ -141,17 +150,30 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if not isinstance(config, PretrainedConfig):
             hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
+        config = copy.deepcopy(config)
         kwargs = loading_keywords(kwargs, config, use_flash_attn, load_in_8bit, load_in_4bit)
-        if kwargs.get("device_map") == "split":
-            kwargs["device_map"] = cls._split_device_map(config)
+        if kwargs.get("attn_implementation") is not None:
+            clear_own_attention(config)
+        if isinstance(kwargs.get("device_map"), str) and kwargs["device_map"] == "split":
+            kwargs["device_map"] = cls._split_device_map(config, *bytes_per_parameter(kwargs, config))
         elif isinstance(kwargs.get("device_map"), dict):
             kwargs["device_map"] = clean_device_map(kwargs["device_map"], config.llm_config.num_hidden_layers)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if Path(pretrained_model_name_or_path).is_dir():  # so that its other files are found later, from anywhere
+            pretrained_model_name_or_path = str(Path(pretrained_model_name_or_path).absolute())
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+        model.cache_dir = kwargs.get("cache_dir")
+        return loaded
 
     @classmethod
-    def _split_device_map(cls, config):
+    def _from_config(cls, config, **kwargs):
+        resolve_attention_of_config(config, kwargs.pop("attn_implementation", None))
+        return super()._from_config(config, **kwargs)
+
+    @classmethod
+    def _split_device_map(cls, config, layer_bytes, other_bytes):
         with torch.device("meta"):
-            sizes = module_sizes(cls(copy.deepcopy(config)))
+            sizes = module_sizes(cls(copy.deepcopy(config)), layer_bytes, other_bytes)
         return build_device_map(split_layers(*sizes, free_memory()))
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs):
@@ -166,7 +188,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if is_main_process:
             self.config.architectures, self.config.auto_map = [ARCHITECTURE], dict(AUTO_MAP)
             self.config.save_pretrained(save_directory)
-            copy_repository_files(source, revision, Path(save_directory))
+            copy_repository_files(source, revision, self.cache_dir, Path(save_directory))
         if push_to_hub:
             self.push_to_hub(repo_id, **{name: kwargs[name] for name in ("token", "private") if name in kwargs})
 
@@ -215,12 +237,17 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a shape that the vision tower cannot cut into patches.
         """
-        positions = 1 + pixel_values.shape[-2] * pixel_values.shape[-1] // self.config.vision_config.patch_size**2
-        tiles_per_chunk = max(1, POSITIONS_PER_CHUNK // positions)
-        # Without gradients chunks bound the memory; with them every activation is kept anyway
-        chunks = [pixel_values] if torch.is_grad_enabled() else pixel_values.split(tiles_per_chunk)
+        device = self.vision_model.embeddings.patch_embedding.weight.device
+        if device.type != "meta":  # offloaded: a hook places the inputs
+            pixel_values = pixel_values.to(device)
+        patches = pixel_values.shape[-2] * pixel_values.shape[-1] // self.config.vision_config.patch_size**2
+        chunks = pixel_values.split(max(1, POSITIONS_PER_CHUNK // (1 + patches)))
         features = [self._encode_tiles(chunk) for chunk in chunks]
         return features[0] if len(features) == 1 else torch.cat(features)
+
+    def _features_per_tile(self, pixel_values):
+        side = self.config.vision_config.patch_size / self.config.downsample_ratio  # pixels of a token's side
+        return int(pixel_values.shape[-2] // side * (pixel_values.shape[-1] // side))
 
     def _encode_tiles(self, pixel_values):
         layer = self.config.select_layer
@@ -229,7 +256,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         patches = hidden_states[:, 1:]  # without the class token
         side = pixel_values.shape[-1] // self.config.vision_config.patch_size
         features = self.pixel_shuffle(patches.unflatten(1, (-1, side)))  # (tiles, R, S, C·f²)
-        return self.mlp1(features.flatten(1, 2).to(self.mlp1[1].weight.dtype))
+        return self.mlp1(features.flatten(1, 2).to(next(self.mlp1.parameters()).dtype))
 
     def embed(self, input_ids, pixel_values=None, image_flags=None, image_features=None, image_token_id=None):
         """Token embeddings with the image features in place of the image tokens.
@@ -247,23 +274,26 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: as many image tokens as features were expected, and the numbers differ.
         """
-        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_flags is not None and pixel_values is not None:
+            pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
+        tiles, given = 0, 0
+        if image_features is not None:
+            tiles, given = len(image_features), image_features.shape[:-1].numel()
+        elif pixel_values is not None:
+            tiles, given = len(pixel_values), len(pixel_values) * self._features_per_tile(pixel_values)
         token_id = self.img_context_token_id if image_token_id is None else image_token_id
-        if image_features is None and pixel_values is not None:
-            if image_flags is not None:
-                pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
-            if len(pixel_values):
-                image_features = self.extract_feature(pixel_values)
         is_image = input_ids == token_id  # (batch, length)
-        expected, given = int(is_image.sum()), 0 if image_features is None else image_features.shape[:-1].numel()
-        if expected != given:
-            tiles = 0 if image_features is None else len(image_features)
+        expected = int(is_image.sum())
+        if expected != given:  # before the images are encoded
             raise ValueError(
                 f"The prompt has {expected} image tokens (id {token_id}) but the images give {given} features "
                 f"({tiles} tiles of {self.num_image_token}): pass the pixel_values that the prompt was built for."
             )
-        if image_features is None:
+        inputs_embeds = self.get_input_embeddings()(input_ids)
+        if not tiles:
             return inputs_embeds
+        if image_features is None:
+            image_features = self.extract_feature(pixel_values)
         image_features = image_features.flatten(0, -2).to(inputs_embeds.device, inputs_embeds.dtype)
         return inputs_embeds.masked_scatter(is_image.unsqueeze(-1).to(inputs_embeds.device), image_features)
 
@@ -433,6 +463,7 @@ class SkyworkChatModel(SkyworkModelBase):
             inputs_embeds = self.embed(input_ids, pixel_values, None, visual_features, image_token_id)
         if output_hidden_states is not None:
             generate_kwargs["output_hidden_states"] = output_hidden_states
+        generate_kwargs.pop("token_type_ids", None)  # which a tokenizer may give and a Qwen2 does not take
         return generate_from_embeddings(
             self.language_model,
             inputs_embeds,
@@ -487,7 +518,7 @@ class SkyworkChatModel(SkyworkModelBase):
         answer = self._answer(
             tokenizer, pixel_values, [conversation], [num_patches_list], generation_config, mode, verbose
         )[0]
-        return (answer, [*(history or []), (question, answer)]) if return_history else answer
+        return (answer, _history(history, question, answer, conversation, mode)) if return_history else answer
 
     def batch_chat(
         self,
@@ -534,7 +565,8 @@ class SkyworkChatModel(SkyworkModelBase):
         answers = self._answer(tokenizer, pixel_values, conversations, patches, generation_config, mode, verbose)
         if not return_history:
             return answers
-        return answers, [[*(h or []), (q, a)] for h, q, a in zip(histories, asked, answers)]
+        turns = zip(histories, asked, answers, conversations)
+        return answers, [_history(*turn, mode) for turn in turns]
 
     def _conversation(self, question, history, system_message):
         conversation = self.conv_template.copy()
@@ -560,7 +592,9 @@ class SkyworkChatModel(SkyworkModelBase):
             if mode == "no-think":
                 segments.append((conversation.skipped_thinking, True))
             rows.append(encode_segments(tokenizer, segments, conversation.begin))
-        template, device = conversations[0], self.get_input_embeddings().weight.device
+        template, device = conversations[0], tokens_device(self.get_input_embeddings())
+        if generation_config is None:
+            generation_config = self.generation_config
         options, config = _generation_options(generation_config, tokenizer, template)
         input_ids, attention_mask = left_pad(rows, options["pad_token_id"], device)
         output = self.generate(
@@ -701,19 +735,20 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         return inputs
 
 
-def copy_repository_files(source, revision, target):
+def copy_repository_files(source, revision, cache_dir, target):
     """Copy the code, and what `source` has of the tokenizer and processor files, into a saved checkpoint.
 
     Args:
         source: the repository that the model came from, a directory or a Hub id (only its local cache is read).
-        revision: the commit of a Hub repository.
+        revision, cache_dir: the commit of a Hub repository, and the cache if it is not the usual one.
         target: the directory; files of these names that it has already stay.
     """
     here = Path(__file__).resolve().parent
     origins = {name: here / name for name in CODE_FILES}
     for name in SUPPORT_FILES if source else ():
         is_local = Path(source).is_dir()
-        origins[name] = Path(source) / name if is_local else try_to_load_from_cache(source, name, revision=revision)
+        cached = None if is_local else try_to_load_from_cache(source, name, cache_dir=cache_dir, revision=revision)
+        origins[name] = Path(source) / name if is_local else cached
     for name, origin in origins.items():
         destination = target / name
         # The cache answers with None or a marker object for a file that it does not have
@@ -723,11 +758,20 @@ def copy_repository_files(source, revision, target):
 
 
 def _with_placeholders(question, history, num_images):
-    """The question, with an `<image>` in front for each image that it and the history have no place for."""
-    earlier = sum(turn[0].count(IMAGE_PLACEHOLDER) for turn in history or [])
-    if IMAGE_PLACEHOLDER in question:
-        return question
-    return f"{IMAGE_PLACEHOLDER}\n" * max(0, num_images - earlier) + question
+    """The question with the number of its images, and an `<image>` in front for each if it has none at all."""
+    own = num_images
+    for earlier, *_ in history or []:
+        own -= getattr(earlier, "num_images", min(own, earlier.count(IMAGE_PLACEHOLDER)))
+    own = max(0, own)
+    if IMAGE_PLACEHOLDER not in question:
+        question = f"{IMAGE_PLACEHOLDER}\n" * own + question
+    return Question(question, own)
+
+
+def _history(history, question, answer, conversation, mode):
+    """The history with one more turn, which is replayed as it was generated: without thinking, if so."""
+    replayed = conversation.skipped_thinking + answer if mode == "no-think" else answer
+    return [*(history or []), (question, replayed)]
 
 
 def _checked_tiles(pixel_values, num_patches_list):
@@ -746,15 +790,17 @@ def _checked_tiles(pixel_values, num_patches_list):
 
 def _deal_out(num_patches_list, pixel_values, questions, histories):
     """The tiles of each image, for each question a list."""
+    if pixel_values is None and not num_patches_list:
+        return [[] for _ in questions]  # text only; an `<image>` in it is a word
     if num_patches_list is None:
-        num_patches_list = [] if pixel_values is None else [len(pixel_values)]
+        num_patches_list = [len(pixel_values)]
     if any(isinstance(entry, (list, tuple)) for entry in num_patches_list):
         if len(num_patches_list) != len(questions):
             raise ValueError(f"{len(questions)} questions but {len(num_patches_list)} entries in num_patches_list.")
         return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in num_patches_list]
     texts = [[q, *(turn[0] for turn in h or [])] for q, h in zip(questions, histories)]
     placeholders = [sum(text.count(IMAGE_PLACEHOLDER) for text in group) for group in texts]
-    if sum(placeholders) == len(num_patches_list):
+    if sum(placeholders) == len(num_patches_list) and all(num_patches_list):
         remaining = iter(num_patches_list)
         return [[next(remaining) for _ in range(count)] for count in placeholders]
     if len(num_patches_list) == len(questions):
@@ -770,6 +816,14 @@ def _generation_options(generation_config, tokenizer, template):
     is_object = isinstance(generation_config, GenerationConfig)
     options = {} if is_object or generation_config is None else dict(generation_config)
     config = generation_config if is_object else None
+    samples = options.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
+    if samples != 1:
+        raise ValueError(
+            f"num_return_sequences={samples}: chat gives one answer to a question; use generate() for more."
+        )
+    for name in ("eos_token_id", "pad_token_id"):
+        if options.get(name, 0) is None:
+            del options[name]
     stops = [token_id(tokenizer, token) for token in template.stop_strings]
     stops = [stop for stop in stops if stop is not None] or [tokenizer.eos_token_id]
     if getattr(config, "eos_token_id", None) is None:

@@ -11,11 +11,13 @@ import torch
 import transformers
 from packaging import version
 from transformers import AutoImageProcessor, BitsAndBytesConfig
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS_VERSION = version.parse(transformers.__version__)
+HALF_PRECISION = (torch.float16, torch.bfloat16, "float16", "bfloat16")
 
 
 def at_least(minimum):
@@ -94,7 +96,9 @@ def load_image_processor(model):
             "This model was not loaded from a repository, so it has no image processor for images: pass pixel_values."
         )
     revision = getattr(model.config, "_commit_hash", None)
-    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, revision=revision or "main")
+    return AutoImageProcessor.from_pretrained(
+        source, trust_remote_code=True, revision=revision or "main", cache_dir=model.cache_dir
+    )
 
 
 def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bit):
@@ -116,12 +120,14 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
         keywords.setdefault("dtype", keywords.pop("torch_dtype"))
     if at_least("5.0"):
         keywords.pop("low_cpu_mem_usage", None)  # the only way since 5.0
-    elif importlib.util.find_spec("accelerate") is not None:
-        keywords.setdefault("low_cpu_mem_usage", True)  # else the weights are in memory twice while loading
+    elif importlib.util.find_spec("accelerate") is not None and not is_deepspeed_zero3_enabled():
+        # Else the weights are in memory twice while loading; DeepSpeed's stage 3 shards them by itself
+        keywords.setdefault("low_cpu_mem_usage", True)
     if load_in_8bit or load_in_4bit:
         keywords.setdefault("quantization_config", _bitsandbytes_config(load_in_8bit))
     requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
-    resolved = choose_attention(requested, use_flash_attn, config)
+    dtype = keywords.get("dtype", keywords.get("torch_dtype"))
+    resolved = choose_attention(requested, use_flash_attn, dtype)
     if resolved is not None:
         keywords["attn_implementation"] = resolved
     return keywords
@@ -145,17 +151,21 @@ def _bitsandbytes_config(load_in_8bit):
     )
 
 
-def choose_attention(requested, use_flash_attn, config):
-    """The attention implementation to ask transformers for, or None for its own choice (SDPA)."""
+def choose_attention(requested, use_flash_attn=None, dtype=None):
+    """The attention implementation to ask transformers for, or None for its own choice (SDPA).
+
+    Args:
+        requested: a name, a dict of names for the parts (from 4.48), or None.
+        use_flash_attn: the model card's switch; it asks for flash-attn where that can run.
+        dtype: what the weights are loaded as; flash-attn takes half precision only.
+    """
     flash = "flash_attention_2"
-    if requested is None:
-        wanted = use_flash_attn
-        if wanted is None and config is not None:
-            wanted = config.vision_config.use_flash_attn and torch.cuda.is_available()
-        if wanted and is_flash_attention_available() and torch.cuda.is_available():
+    if isinstance(requested, dict):
+        return {part: choose_attention(name) for part, name in requested.items()}
+    if requested is None and use_flash_attn:
+        if is_flash_attention_available() and torch.cuda.is_available() and dtype in HALF_PRECISION:
             return flash
-        if use_flash_attn:
-            logger.warning_once("use_flash_attn=True, but flash-attn is not usable here: attention runs through SDPA.")
+        logger.warning_once("use_flash_attn=True, but flash-attn is not usable here: attention runs through SDPA.")
         return None
     if requested == flash and not is_flash_attention_available():
         logger.warning_once("flash-attn is not installed: attention runs through SDPA instead of flash_attention_2.")
@@ -163,12 +173,60 @@ def choose_attention(requested, use_flash_attn, config):
     return requested
 
 
+def own_attention(part):
+    """What a sub-config asks for by itself: set by a script (`llm_config.attn_implementation = "eager"`), or saved."""
+    return part.__dict__.get("attn_implementation") or getattr(part, "_attn_implementation_internal", None)
+
+
+def clear_own_attention(config):
+    """Let what is asked for at the top level hold for both parts."""
+    for part in (config.vision_config, config.llm_config):
+        part.__dict__.pop("attn_implementation", None)
+        part._attn_implementation = None
+
+
 def share_attention(config):
     """Give the vision tower and the language model the attention implementation asked for at the top level.
 
-    transformers does it by itself from 4.48 on. A language model that a script has given its own
-    (`config.llm_config.attn_implementation = "eager"`) keeps it.
+    transformers does it by itself from 4.48 on. A part that was given its own keeps it.
     """
     for part in (config.vision_config, config.llm_config):
-        own = part.__dict__.get("attn_implementation") or getattr(part, "_attn_implementation_internal", None)
-        part._attn_implementation = own or config._attn_implementation
+        part._attn_implementation = choose_attention(own_attention(part)) or config._attn_implementation
+
+
+def resolve_attention_of_config(config, requested=None, use_flash_attn=None, dtype=None):
+    """Settle what a config asks for before transformers checks it, which would raise where flash-attn is missing."""
+    requested = requested or getattr(config, "_attn_implementation_internal", None)
+    resolved = choose_attention(requested, use_flash_attn, dtype)
+    if resolved is not None and not isinstance(resolved, dict):
+        config._attn_implementation = resolved
+
+
+def tokens_device(embedding):
+    """Where token ids have to be for an embedding: its device, or its hook's where accelerate has offloaded it."""
+    if embedding.weight.device.type != "meta":
+        return embedding.weight.device
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu") if device is None else torch.device(device)
+
+
+def bytes_per_parameter(keywords, config):
+    """(of the decoder layers' weights, of all others) as `from_pretrained` will load them, for planning.
+
+    Args:
+        keywords: those of `from_pretrained`, as `loading_keywords` gives them.
+    """
+    dtype = keywords.get("dtype", keywords.get("torch_dtype"))
+    if dtype is None:
+        dtype = "auto" if at_least("5.0") else torch.float32  # 5.0 loads a checkpoint as it was saved
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    full = torch.empty(0, dtype=dtype).element_size()
+    quantization = keywords.get("quantization_config")
+    if getattr(quantization, "load_in_8bit", False):
+        return 1.05, full
+    if getattr(quantization, "load_in_4bit", False):
+        return 0.6, full  # half a byte and the scales
+    return full, full

@@ -41,17 +41,25 @@ def parse_arguments():
     return parser.parse_args()
 
 
+def is_nano(path):
+    return Path(path).resolve() == NANO
+
+
 def load(path):
     """(model, tokenizer, generation config) on the GPUs, split over them, or on the CPU."""
     on_gpu = torch.cuda.is_available()
     model = AutoModel.from_pretrained(
         path,
-        torch_dtype=torch.bfloat16 if on_gpu else torch.float32 if Path(path) == NANO else "auto",
+        torch_dtype=torch.bfloat16 if on_gpu else torch.float32 if is_nano(path) else "auto",
         device_map="split" if on_gpu else None,
         trust_remote_code=True,
     ).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
-    return model, tokenizer, GenerationConfig.from_pretrained(path)
+    try:
+        generation_config = GenerationConfig.from_pretrained(path)
+    except OSError:  # a checkpoint without the file
+        generation_config = GenerationConfig(do_sample=False)
+    return model, tokenizer, generation_config
 
 
 def main():
@@ -59,14 +67,14 @@ def main():
     path = arguments.model
     if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise FileNotFoundError(f"MODEL={path}: no such directory.")
-    is_default = Path(path).resolve() == NANO and arguments.image is None and arguments.question is None
+    is_default = is_nano(path) and arguments.image is None and arguments.question is None
     images = [str(DEFAULT_IMAGE)] if is_default else arguments.image or []
     for image in images:
         if not image.startswith(("http://", "https://")) and not Path(image).is_file():
             raise FileNotFoundError(f"IMAGE={image}: no such image file.")
-    question = arguments.question or (DEFAULT_QUESTION if Path(path).resolve() == NANO else "Describe this image.")
+    question = arguments.question or (DEFAULT_QUESTION if is_nano(path) else "Describe this image.")
     model, tokenizer, generation_config = load(path)
-    generation_config.max_new_tokens = arguments.max_new_tokens or (256 if Path(path).resolve() == NANO else 8192)
+    generation_config.max_new_tokens = arguments.max_new_tokens or (256 if is_nano(path) else 8192)
     print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
     streamer = PrintedAnswer(tokenizer)
     options = {"streamer": streamer, **generation_config.to_diff_dict()}

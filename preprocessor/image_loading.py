@@ -6,6 +6,7 @@ What cannot be read raises an error that names the file.
 import base64
 import binascii
 import io
+import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -39,12 +40,9 @@ def open_image(source, apply_exif_orientation=True, alpha="drop"):
         raise ValueError(f"alpha={alpha!r} is unknown; expected 'drop' or 'white'.")
     name, image = _find(source)
     try:
-        image = _open_file(image) if not isinstance(image, Image.Image) else image
-        if getattr(image, "is_animated", False):
-            image.seek(0)
-        if apply_exif_orientation:
-            image = ImageOps.exif_transpose(image)
-        return _to_rgb(image, alpha)
+        if not isinstance(image, Image.Image):
+            image = _open_file(image)
+        return _first_frame(image, apply_exif_orientation, alpha)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"{name}: too many pixels to decode safely ({error}). Shrink it, or pass a PIL image that you opened."
@@ -86,15 +84,22 @@ def _find(source):
     if source.startswith("file://"):
         return _find_path(Path(urllib.request.url2pathname(source[len("file://") :])))
     # Base64 has letters, digits, +, / and =, and is longer than any path
-    if len(source) > 1024 or not Path(source).exists():
+    if len(source) > 1024 or not _exists(source):
         decoded = _looks_like_base64(source)
         if decoded is not None:
             return f"base64 text {source[:16]}…", io.BytesIO(decoded)
     return _find_path(Path(source))
 
 
+def _exists(text):
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # longer than a file name can be, or with a null character
+        return False
+
+
 def _find_path(path):
-    if not path.exists():
+    if not _exists(path):
         raise FileNotFoundError(f"{path}: no such image file.")
     if path.is_dir():
         raise ValueError(f"{path}: a directory, not an image file.")
@@ -107,6 +112,26 @@ def _open_file(file):
     image = Image.open(file)
     image.load()  # so that a truncated file fails here, where its name is known
     return image
+
+
+def _first_frame(image, apply_exif_orientation, alpha):
+    """The first frame in RGB; the caller's image is left at the frame where it was."""
+    frame = image.tell() if getattr(image, "is_animated", False) else 0
+    if frame:
+        image.seek(0)
+    try:
+        return _to_rgb(_upright(image) if apply_exif_orientation else image, alpha)
+    finally:
+        if frame:
+            image.seek(frame)
+
+
+def _upright(image):
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        image.load()  # damaged pixels are an error still
+        return image  # the EXIF block is damaged: no orientation is known
 
 
 def _from_array(array):

@@ -81,6 +81,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
         max_dynamic_patch=None,
         crop_to_patches=None,
         use_thumbnail=None,
+        apply_exif_orientation=None,
+        alpha=None,
         return_tensors=None,
         **kwargs,
     ):
@@ -89,8 +91,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
         Args:
             images: an image (whatever `open_image` takes), a list of images, or a list of lists, in which None and
                 empty lists stand for a sample without images.
-            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail: in place of the processor's own
-                (`crop_to_patches` is transformers' name of `dynamic_image_size`).
+            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha: in
+                place of the processor's own (`crop_to_patches` is transformers' name of `dynamic_image_size`).
             return_tensors: "pt" or "np"; None gives torch tensors, too.
 
         Returns:
@@ -111,14 +113,21 @@ class SkyworkImageProcessor(BaseImageProcessor):
         bounds = (smallest, largest) if tiled else (1, 1)
         thumbnail = self.use_thumbnail if use_thumbnail is None else use_thumbnail
 
-        def prepare(image):
-            return self._tiles(image, *bounds, thumbnail)
+        upright = self.apply_exif_orientation if apply_exif_orientation is None else apply_exif_orientation
+        alpha = self.alpha if alpha is None else alpha
 
-        if len(flat) == 1:
-            tiles = [prepare(flat[0])]
+        def prepare(image):
+            return self._tiles(open_image(image, upright, alpha), *bounds, thumbnail)
+
+        # Each object once: two threads must not read one PIL file at the same time
+        distinct = {id(image): image for image in flat}
+        if len(distinct) == 1:
+            prepared = [prepare(flat[0])]
         else:
-            with ThreadPoolExecutor(min(len(flat), os.cpu_count() or 1)) as pool:
-                tiles = list(pool.map(prepare, flat))
+            with ThreadPoolExecutor(min(len(distinct), os.cpu_count() or 1)) as pool:
+                prepared = list(pool.map(prepare, distinct.values()))
+        by_object = dict(zip(distinct, prepared))
+        tiles = [by_object[id(image)] for image in flat]
         num_patches = torch.tensor([len(image_tiles) for image_tiles in tiles])
         pixel_values = self._normalize(torch.cat(tiles))
         if return_tensors == "np":
@@ -126,8 +135,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
         return BatchFeature(data={"pixel_values": pixel_values, "num_patches": num_patches})
 
     def _tiles(self, image, min_tiles, max_tiles, use_thumbnail):
-        """uint8 tiles (tiles, 3, side, side) of one image, row by row, the thumbnail last."""
-        image = open_image(image, self.apply_exif_orientation, self.alpha)
+        """uint8 tiles (tiles, 3, side, side) of one RGB image, row by row, the thumbnail last."""
         side = self.size
         columns, rows = select_grid(*image.size, min_tiles, max_tiles, side)
         resized = torch.from_numpy(np.array(image.resize((columns * side, rows * side))))  # (height, width, 3)

@@ -7,7 +7,6 @@ inputs = processor.apply_chat_template(
 )
 """
 
-import copy
 import re
 
 import transformers
@@ -16,7 +15,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 # Only modules that import no further sibling: before 5.9 transformers copies the files that this one imports itself
-from .image_loading import flatten_images, open_image
+from .image_loading import flatten_images
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
@@ -25,6 +24,7 @@ THINK_END = "</think>"
 # private-use character, and only recognised inside a token, so that no other text changes.
 CUT = "\ue0c5"
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+IMAGE_PARTS = ("image", "image_url")
 
 
 class SkyworkChatProcessor(ProcessorMixin):
@@ -205,7 +205,7 @@ class SkyworkChatProcessor(ProcessorMixin):
                 parts `{"type": "text", "text"}` and `{"type": "image", …}` with the image (PIL, path, URL, base64)
                 under "image", "url", "path", "base64" or "image_url".
             tokenize, return_dict: the text; or the model inputs; or of these only input_ids.
-            kwargs: keywords of `__call__`, and variables of the template (`enable_thinking`).
+            kwargs: keywords of `__call__`; any other is a variable of the template (`enable_thinking`).
 
         Returns:
             What `tokenize` and `return_dict` ask for. A text marks control tokens that a user typed (see `protect`).
@@ -213,8 +213,8 @@ class SkyworkChatProcessor(ProcessorMixin):
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = conversation if batched else [conversation]
         kwargs = {**kwargs, **(kwargs.pop("processor_kwargs", None) or {})}
-        variables = {name: kwargs.pop(name) for name in ("enable_thinking",) if name in kwargs}
-        images = [self._images_of_messages(messages) for messages in conversations]
+        variables = {name: value for name, value in kwargs.items() if name not in CALL_KEYWORDS}
+        images = [self._images_of_messages(messages, must_have=tokenize) for messages in conversations]
         texts = [
             self.tokenizer.apply_chat_template(
                 self._protected_messages(messages),
@@ -240,12 +240,15 @@ class SkyworkChatProcessor(ProcessorMixin):
             return inputs if return_dict else inputs["input_ids"][0]
         return inputs if return_dict else inputs["input_ids"]
 
-    def _images_of_messages(self, messages):
-        images = []
-        for message in messages:
-            for part in message["content"] if isinstance(message["content"], (list, tuple)) else ():
-                if part["type"] in ("image", "image_url"):
-                    images += self._image_of_part(part)
+    def _images_of_messages(self, messages, must_have):
+        """The images of all content parts in order; a part without one is an error if `must_have`."""
+        parts = [part for message in messages for part in _parts(message) if part["type"] in IMAGE_PARTS]
+        images = [image for part in parts for image in self._image_of_part(part)]
+        if must_have and len(images) != len(parts):
+            raise ValueError(
+                f"{len(parts)} image parts but {len(images)} images in the messages: give each image part its image "
+                f"under one of {', '.join(IMAGE_KEYS)}."
+            )
         return images
 
     def _image_of_part(self, part):
@@ -253,25 +256,36 @@ class SkyworkChatProcessor(ProcessorMixin):
         for key in IMAGE_KEYS:
             if part.get(key) is not None:
                 value = part[key]
-                return [open_image(value["url"] if isinstance(value, dict) else value)]
+                return [value["url"] if isinstance(value, dict) else value]  # the image processor opens it
         return []
 
     def _protected_messages(self, messages):
-        """The messages with every control token that a user typed marked; a copy."""
-        protected = copy.copy(list(messages))
-        for index, message in enumerate(protected):
-            content, is_answer = message["content"], message["role"] == "assistant"
+        """The messages with every control token that a user typed marked; a copy.
+
+        Where any message has image parts, these say where the images are and every `<image>` typed is text. Texts that
+        follow each other are protected as the one text that the template makes of them.
+        """
+        has_image_parts = any(part["type"] in IMAGE_PARTS for message in messages for part in _parts(message))
+        protected = []
+        for message in messages:
+            content, is_answer = message.get("content"), message["role"] == "assistant"
+            placeholders = message["role"] == "user" and not has_image_parts
             if isinstance(content, str):
-                content = self.protect(content, is_answer, placeholders=message["role"] == "user")
+                content = self.protect(content, is_answer, placeholders)
             elif content is not None:
-                has_images = any(part["type"] != "text" for part in content)
-                content = [
-                    dict(part, text=self.protect(part["text"], is_answer, not has_images and message["role"] == "user"))
-                    if part["type"] == "text"
-                    else {"type": "image"}
-                    for part in content
-                ]
-            protected[index] = dict(message, content=content)
+                merged = []
+                for part in content:
+                    if part["type"] == "text" and merged and merged[-1]["type"] == "text":
+                        merged[-1]["text"] += part["text"]
+                    else:
+                        merged.append(dict(part) if part["type"] == "text" else {"type": part["type"]})
+                for part in merged:
+                    if part["type"] == "text":
+                        closes = is_answer and THINK_END in part["text"]
+                        part["text"] = self.protect(part["text"], is_answer, placeholders)
+                        is_answer = is_answer and not closes
+                content = merged
+            protected.append(dict(message, content=content))
         return protected
 
     def _truncate(self, row, max_length):
@@ -307,6 +321,11 @@ class SkyworkChatProcessor(ProcessorMixin):
     def decode(self, *args, **kwargs):
         """As the tokenizer's."""
         return self.tokenizer.decode(*args, **kwargs)
+
+
+def _parts(message):
+    """The content parts of a message; none where its content is a string."""
+    return message["content"] if isinstance(message.get("content"), (list, tuple)) else ()
 
 
 CALL_KEYWORDS = (

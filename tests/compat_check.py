@@ -93,6 +93,9 @@ def check_chat(path, pixel_values):
     first, history = model.chat(
         tokenizer, pixel_values, "<image>\n<image>\nWhat?", options, num_patches_list=[2, 4], return_history=True
     )
+    inputs = tokenizer("Hi", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape == (1, 2)
     answers = [
         first,
         model.chat(tokenizer, pixel_values, "And?", options, history=history, num_patches_list=[2, 4]),

@@ -134,6 +134,49 @@ def test_flat_numbers_of_tiles_are_dealt_out(nano_model, nano_tokenizer, tiles, 
     assert images == [[1, 1], [2, 0], [1, 0]]
 
 
+def test_a_word_in_an_earlier_turn_takes_no_image(nano_model, nano_tokenizer, tiles, seen):
+    pixel_values, counts = tiles
+    word = "What is <image> in HTML?"
+    _, history = nano_model.chat(nano_tokenizer, None, word, GREEDY, return_history=True)
+    for question in ("What is this?", "<image>\nWhat is this?"):
+        nano_model.chat(
+            nano_tokenizer, pixel_values[: counts[0]], question, GREEDY, history, num_patches_list=counts[:1]
+        )
+    for call in seen[1:]:
+        prompt = prompt_of(call, nano_tokenizer)
+        assert word in prompt and f"{expanded(counts[0])}\nWhat is this?" in prompt
+    assert nano_model.batch_chat(nano_tokenizer, None, [word, "Hi"], GREEDY)[0] == nano_model.chat(
+        nano_tokenizer, None, word, GREEDY
+    )
+
+
+def test_turns_without_thinking_are_replayed_as_they_were(nano_model, nano_tokenizer, seen):
+    answer, history = nano_model.chat(nano_tokenizer, None, "Hi", GREEDY, return_history=True, mode="no-think")
+    nano_model.chat(nano_tokenizer, None, "And?", GREEDY, history, mode="no-think")
+    turn = "<｜User｜>\n{}<｜Assistant｜><think>\n\n</think>\n\n"
+    assert prompt_of(seen[1], nano_tokenizer) == (
+        f"<｜begin▁of▁sentence｜>{turn.format('Hi')}{answer}<｜end▁of▁sentence｜>{turn.format('And?')}"
+    )
+    assert "</think>" not in answer
+
+
+def test_generation_settings(nano_model, nano_tokenizer, seen, monkeypatch):
+    with pytest.raises(ValueError, match="num_return_sequences=2"):
+        nano_model.batch_chat(nano_tokenizer, None, ["A", "B"], {**GREEDY, "num_return_sequences": 2})
+    assert not seen
+    nano_model.chat(nano_tokenizer, None, "Hi", {**GREEDY, "pad_token_id": None, "eos_token_id": None})
+    monkeypatch.setattr(nano_model, "generation_config", GenerationConfig(max_new_tokens=3, do_sample=False))
+    assert len(nano_tokenizer(nano_model.chat(nano_tokenizer, None, "Hi", None))["input_ids"]) <= 4
+
+
+def test_what_the_tokenizer_gives_is_what_generate_takes(nano_model, nano_standard, nano_tokenizer):
+    inputs = nano_tokenizer("Hi", return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask"}
+    new = nano_model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    full = nano_standard.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert torch.equal(full[:, inputs["input_ids"].shape[1] :], new)
+
+
 def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, tiles):
     pixel_values, counts = tiles
     options, history = {"max_new_tokens": 4, "do_sample": False}, [("<image>\nWhat?", "x")]

@@ -17,7 +17,7 @@ GIB, GB = 2**30, 10**9
 def sizes_38b():
     with torch.device("meta"):
         model = package.SkyworkChatModel(package.SkyworkChatConfig())
-    return device_map.module_sizes(model, bytes_per_parameter=2)
+    return device_map.module_sizes(model)
 
 
 def shares(counts, layer_sizes, first_size, memory):

@@ -192,6 +192,35 @@ def test_a_pil_image_of_a_truncated_file_is_named(tmp_path):
         image_loading.open_image(Image.open(path))
 
 
+def test_one_pil_image_may_be_used_several_times(tmp_path):
+    path = save(picture(900, 900), tmp_path)
+    image, other = Image.open(path), Image.open(path)
+    processor = SkyworkImageProcessor(size=112, max_dynamic_patch=6)
+    features = processor([image, other, image, image])
+    assert torch.equal(features["pixel_values"], processor(path)["pixel_values"].repeat(4, 1, 1, 1))
+
+
+def test_the_callers_image_keeps_its_frame(tmp_path):
+    frames = [picture(40, 40, "P", seed) for seed in range(3)]
+    image = Image.open(save(frames[0], tmp_path, "image.gif", save_all=True, append_images=frames[1:]))
+    image.seek(2)
+    image_loading.open_image(image)
+    assert image.tell() == 2
+
+
+def test_a_damaged_exif_block_is_no_damaged_image(tmp_path):
+    image = picture(40, 30)
+    path = save(image, tmp_path, exif=b"Exif\x00\x00MM\x00*\x00\x00\xff\xffjunk")
+    assert torch.equal(SkyworkImageProcessor()(path)["pixel_values"], CARD["load_image"](path))
+
+
+@pytest.mark.parametrize("side", [10, 100, 300])
+def test_short_base64_is_no_path(side):
+    """Black pictures: from a hundred to a thousand characters, which no file name can have."""
+    image = Image.new("RGB", (side, side))
+    assert image_loading.open_image(base64.b64encode(encoded(image)).decode()).size == (side, side)
+
+
 def test_many_images_equal_single_ones():
     images = [picture(100 + 37 * index, 300) for index in range(7)]
     processor = SkyworkImageProcessor(size=112, max_dynamic_patch=6)

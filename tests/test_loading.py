@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests import checkpoints
+from training.nano.package import load_package
 
 OPTIONS = {"torch_dtype": torch.float32, "trust_remote_code": True}
 
@@ -87,6 +88,17 @@ def test_cpu_and_disk_offload(golden_path, tmp_path):
     assert_golden(model)
 
 
+def test_chat_with_offloaded_embeddings(tmp_path, nano_model, nano_tokenizer):
+    device_map = {"vision_model": "disk", "mlp1": "cpu", "language_model.model.embed_tokens": "disk"}
+    device_map.update({f"language_model.model.layers.{index}": "cpu" for index in range(5)})
+    device_map.update({"language_model.model.norm": "cpu", "language_model.lm_head": "disk"})
+    model = AutoModel.from_pretrained(checkpoints.NANO, device_map=device_map, offload_folder=str(tmp_path), **OPTIONS)
+    image, options = str(checkpoints.ROOT / "examples" / "image1.jpg"), {"max_new_tokens": 6, "do_sample": False}
+    assert model.chat(nano_tokenizer, image, "What?", options) == nano_model.chat(
+        nano_tokenizer, image, "What?", options
+    )
+
+
 @pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText])
 def test_the_auto_classes(golden_path, auto_class):
     model = auto_class.from_pretrained(golden_path, **OPTIONS)
@@ -103,6 +115,39 @@ def test_missing_flash_attention_means_sdpa(golden_path, options):
     assert_golden(model)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn is tried where there is a GPU")
+@pytest.mark.parametrize("part", ["llm_config", "vision_config", None])
+def test_flash_attention_saved_in_a_config_is_no_crash(tmp_path, part):
+    path = checkpoints.golden_repository(tmp_path / "checkpoint")
+    config = json.loads((path / "config.json").read_text())
+    (config[part] if part else config)["attn_implementation"] = "flash_attention_2"
+    (path / "config.json").write_text(json.dumps(config))
+    assert_golden(AutoModel.from_pretrained(path, **OPTIONS))
+    assert_golden(AutoModel.from_pretrained(path, attn_implementation="eager", **OPTIONS))
+    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    model = AutoModel.from_config(config, trust_remote_code=True, attn_implementation="flash_attention_2")
+    assert model.vision_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    "dtype, expected", [(torch.float32, None), (torch.bfloat16, "flash_attention_2"), (None, None)]
+)
+def test_flash_attention_needs_half_precision(monkeypatch, dtype, expected):
+    compat = load_package().compat
+    monkeypatch.setattr(compat, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert compat.choose_attention(None, True, dtype) == expected
+    assert compat.choose_attention(None, None, dtype) is None  # nobody asked
+
+
+@pytest.mark.parametrize("keywords, expected", [
+    ({"dtype": torch.float32}, (4, 4)), ({"dtype": "bfloat16"}, (2, 2)), ({"torch_dtype": torch.bfloat16}, (2, 2)),
+    ({"dtype": "auto"}, (2, 2)), ({}, (2, 2)),
+])  # fmt: skip
+def test_sizes_follow_the_dtype(keywords, expected, root_config):
+    assert load_package().compat.bytes_per_parameter(keywords, root_config) == expected
+
+
 def test_load_in_8bit_names_bitsandbytes_where_it_is_missing(golden_path, monkeypatch):
     model = AutoModel.from_pretrained(golden_path, load_in_8bit=False, **OPTIONS)
     compat = sys.modules[type(model).__module__.replace("modeling_skywork_chat", "transformers_compat")]
@@ -113,12 +158,12 @@ def test_load_in_8bit_names_bitsandbytes_where_it_is_missing(golden_path, monkey
 
 
 def test_load_in_8bit_becomes_a_quantization_config_of_the_language_model(monkeypatch):
-    from training.nano.package import load_package
-
     compat = load_package().compat
     monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: object())
     keywords = {"torch_dtype": torch.bfloat16}
-    config = compat.loading_keywords(keywords, None, None, True, False)["quantization_config"]
+    loaded = compat.loading_keywords(keywords, None, None, True, False)
+    assert compat.bytes_per_parameter(loaded, None) == (1.05, 2)
+    config = loaded["quantization_config"]
     assert config.load_in_8bit and {"vision_model", "mlp1"} <= set(config.llm_int8_skip_modules)
     config = compat.loading_keywords(keywords, None, None, False, True)["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
@@ -200,6 +245,16 @@ def hub_cache(folder, source, name="Skywork/nano-test"):
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
+def test_a_relative_path_is_found_again_from_elsewhere(tmp_path, monkeypatch, nano_tokenizer):
+    monkeypatch.chdir(checkpoints.ROOT)
+    model = AutoModel.from_pretrained("nano", **OPTIONS).eval()
+    monkeypatch.chdir(tmp_path)
+    model.save_pretrained("saved")
+    assert (tmp_path / "saved" / "tokenizer.json").exists() and (tmp_path / "saved" / "preprocessor").is_dir()
+    image = str(checkpoints.ROOT / "examples" / "image1.jpg")
+    assert model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 2, "do_sample": False}) is not None
+
+
 def test_loading_from_a_hub_cache_offline(tmp_path, nano_model, nano_tokenizer):
     source = checkpoints.copy_code(tmp_path / "source")
     for name in (*checkpoints.TEXT_FILES, "config.json", "generation_config.json", "model.safetensors"):
@@ -240,8 +295,6 @@ def test_peak_memory_of_loading(tmp_path):
     for part in (config, config["llm_config"], config["vision_config"]):
         part["torch_dtype"] = "bfloat16"
     (path / "config.json").write_text(json.dumps(config))
-    from training.nano.package import load_package
-
     package = load_package()
     with torch.device("meta"):
         shapes = package.SkyworkChatModel(package.SkyworkChatConfig(**config)).state_dict()

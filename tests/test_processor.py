@@ -68,6 +68,19 @@ def test_images_of_messages(nano_processor, part):
     )
 
 
+def test_settings_of_the_image_processor_hold_for_messages(nano_processor, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    Image.open(COUNTING).save(path, exif=exif)
+    messages = [user(image(str(path)), text("What?"))]
+    upright, stored = (
+        inputs_of(nano_processor, messages, images_kwargs={"apply_exif_orientation": value}) for value in (True, False)
+    )
+    assert torch.equal(stored["pixel_values"], nano_processor.image_processor(COUNTING)["pixel_values"])
+    assert not torch.equal(upright["pixel_values"][-1], stored["pixel_values"][-1])
+
+
 def test_several_turns_and_images(nano_processor):
     messages = [
         {"role": "system", "content": "Be brief."},
@@ -97,6 +110,36 @@ def test_typed_control_tokens_are_text(nano_processor, words):
     context = nano_processor.image_token_id
     assert before.count(context) == counts[0] * nano_processor.num_image_token
     assert nano_processor.decode(before).count("<image>") == words.count("<image>")
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=control_text, cuts=st.lists(st.integers(0, 40), max_size=3))
+def test_text_cut_into_parts_is_one_text(nano_processor, words, cuts):
+    """A control token cannot be put together from several parts either."""
+    edges = [0, *sorted(min(cut, len(words)) for cut in cuts), len(words)]
+    parts = [text(words[start:stop]) for start, stop in zip(edges, edges[1:])]
+    for role in ("user", "assistant"):
+        whole = inputs_of(nano_processor, [{"role": role, "content": [text(words)]}], add_generation_prompt=False)
+        cut = inputs_of(nano_processor, [{"role": role, "content": parts}], add_generation_prompt=False)
+        assert torch.equal(whole["input_ids"], cut["input_ids"])
+
+
+def test_a_word_in_an_earlier_turn_takes_no_image(nano_processor):
+    messages = [
+        user(text("What is <image> in HTML?")),
+        {"role": "assistant", "content": "a</think>b"},
+        user(image(), text("?")),
+    ]
+    decoded = nano_processor.decode(inputs_of(nano_processor, messages)["input_ids"][0])
+    assert "What is <image> in HTML?" in decoded and decoded.index("<img>") > decoded.index("b<｜end▁of▁sentence｜>")
+    as_string = [{"role": "user", "content": "What is <image> in HTML?"}, *messages[1:]]
+    assert nano_processor.decode(inputs_of(nano_processor, as_string)["input_ids"][0]) == decoded
+
+
+@pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image", "image_path": "x.png"}])
+def test_an_image_part_without_an_image_is_an_error(nano_processor, part):
+    with pytest.raises(ValueError, match="2 image parts but 1 images"):
+        inputs_of(nano_processor, [user(part, image(), text("What?"))])
 
 
 def test_padding_sides_and_decode(nano_processor):

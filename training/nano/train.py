@@ -2,12 +2,13 @@
 
     python -m training.nano.train runs/nano --encoder-minutes 55 --text-minutes 6 --reading-minutes 40
 
-Three stages, each of which starts from the files of the one before and can be run alone with `--stage`:
+Four stages, each of which starts from the files of the one before and can be run alone with `--stage`:
 
 1. `encoder`: the vision tower alone learns to say for every 7 × 7 pixels which glyph or shape lies there (dense labels;
    the drawing code knows them). Without this the next-token loss alone learns to count and not to read.
 2. `text`: the language model alone learns the two tasks' reasoning without pictures.
 3. `reading`: the projector and the language model learn to answer about pictures, from the frozen encoder's features.
+4. `joint`: everything trains, on the answers and on the dense labels.
 
 The learning rate rises, stays, and falls to zero over the last part of each stage's minutes. `runs/nano` ends up with
 `model.safetensors` (bf16) and a log; copy the weights to `nano/` and score them with `python -m evaluation.nano`.
@@ -32,7 +33,6 @@ from training.nano.package import load_package
 ROOT = Path(__file__).resolve().parents[2]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = len(draw.LABELS) + 1
-SMALL_SIDES = (100, 158)  # pixels; nearly all such canvases are a single tile
 
 
 class DrawnTiles(IterableDataset):
@@ -100,8 +100,9 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         self.seen += count
-        for name, value in dict(figures, loss=loss).items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach() if torch.is_tensor(value) else value)
+        for name, value in {**figures, "loss": loss}.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + float(value.detach() if torch.is_tensor(value) else value), count + 1
         if self.step % 100 == 0:
             self.report()
         if time.time() - self.saved > 180:
@@ -109,7 +110,7 @@ class Run:
 
     def report(self):
         record = {"stage": self.name, "step": self.step, "seen": self.seen, "seconds": round(time.time() - self.start)}
-        record.update({name: round(total / 100, 4) for name, total in self.sums.items()})
+        record.update({name: round(total / count, 4) for name, (total, count) in self.sums.items()})
         self.sums = {}
         with open(self.folder / "log.jsonl", "a") as log:
             log.write(json.dumps(record) + "\n")
@@ -131,34 +132,51 @@ def masked_accuracy(logits, labels):
     return (logits.argmax(-1)[shown] == labels[shown]).float().mean()
 
 
+class DenseHead(nn.Module):
+    """Predicts both labels of the 2 × 2 cells of every patch, linearly, from the encoder's output."""
+
+    def __init__(self, hidden_size, folder):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 4 * 2 * LABELS)
+        weights = torch.ones(2, LABELS)
+        weights[0, 0], weights[1, 0] = 0.3, 0.1  # most cells show nothing
+        self.register_buffer("weights", weights, persistent=False)
+        self.path = folder / "head.safetensors"
+        if self.path.exists():
+            self.load_state_dict(load_file(self.path))
+
+    def forward(self, features, covering, centred):
+        """(loss, accuracy on covered cells, accuracy on cells with a middle) of features (tiles, patches, C)."""
+        cells = self.linear(features).float()
+        # (tiles, rows, columns, cell row, cell column, kind, labels)
+        cells = cells.view(len(features), 8, 8, 2, 2, 2, LABELS)
+        cells = cells.permute(5, 0, 1, 3, 2, 4, 6).reshape(2, len(features), 16, 16, LABELS)
+        loss = sum(
+            F.cross_entropy(cells[kind].flatten(0, 2), labels.flatten(), self.weights[kind])
+            for kind, labels in enumerate((covering, centred))
+        )
+        return loss, masked_accuracy(cells[0], covering), masked_accuracy(cells[1], centred)
+
+    def save(self):
+        save_file(self.state_dict(), self.path)
+
+
 def train_encoder(model, folder, minutes, seed, batch_size=128):
-    """Stage 1: a linear head on each patch predicts both labels of its 2 × 2 cells; the head is kept beside."""
+    """Stage 1: the dense labels alone."""
     vision = model.vision_model
-    head = nn.Linear(vision.config.hidden_size, 4 * 2 * LABELS)
-    if (folder / "head.safetensors").exists():
-        head.load_state_dict(load_file(folder / "head.safetensors"))
+    head = DenseHead(vision.config.hidden_size, folder)
     encode = torch.compile(vision.encoder)
-    weights = torch.ones(2, LABELS)
-    weights[0, 0], weights[1, 0] = 0.3, 0.1
     run = Run("encoder", minutes, model, [vision, head], 1e-3, folder)
     loader = DataLoader(DrawnTiles(batch_size, seed), batch_size=None, num_workers=1, prefetch_factor=8)
     for tiles, covering, centred in loader:
         with torch.autocast("cpu", torch.bfloat16):
             features = encode(vision.embeddings(normalize(tiles))).last_hidden_state[:, 1:]
-            logits = head(features).float()
-        cells = logits.view(-1, 8, 8, 2, 2, 2, LABELS)  # (tiles, rows, columns, cell row, cell column, kind, labels)
-        cells = cells.permute(5, 0, 1, 3, 2, 4, 6).reshape(2, len(tiles), 16, 16, LABELS)
-        losses = [F.cross_entropy(cells[k].flatten(0, 2), y.flatten(), weights[k]) for k, y in enumerate((covering, centred))]
-        run.update(
-            losses[0] + losses[1],
-            len(tiles),
-            covering=masked_accuracy(cells[0], covering),
-            centred=masked_accuracy(cells[1], centred),
-        )
+            loss, covered, middle = head(features, covering, centred)
+        run.update(loss, len(tiles), covering=covered, centred=middle)
         if run.progress() >= 1:
             break
     run.save()
-    save_file(head.state_dict(), folder / "head.safetensors")
+    head.save()
 
 
 class Encoder:
@@ -187,37 +205,40 @@ class Encoder:
 
 
 class DrawnExchanges(IterableDataset):
-    """Batches of questions about pictures and, for a share of them, about text: (tiles or None, ids, labels).
+    """Batches of questions, about pictures or (a share of the batches) about text: (pictures or None, ids, labels).
 
-    Canvases small enough for a single tile come first, in batches three times as large; their share falls from 90 % to
-    10 % over the first third of `seconds`.
+    Pictures are the tiles of all questions with their two kinds of labels. Questions of about one length share a batch.
+    Text is cheap: its batches are four times as large.
     """
 
-    def __init__(self, batch_size, seed, text_share, seconds):
-        self.batch_size, self.seed, self.text_share, self.seconds = batch_size, seed, text_share, seconds
+    GROUP = 6  # batches that are drawn together and sorted by length
+
+    def __init__(self, batch_size, seed, text_share):
+        self.batch_size, self.seed, self.text_share = batch_size, seed, text_share
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
-        encoder, start = Encoder(), time.time()
+        encoder, waiting = Encoder(), []
         while True:
-            small_share = max(0.1, 0.9 - 0.8 * 3 * (time.time() - start) / self.seconds)
-            small = rng.random() < small_share
-            sides, size = (SMALL_SIDES, 3 * self.batch_size) if small else (draw.CANVAS_SIDES, self.batch_size)
-            yield self._batch(rng, encoder, sides, size)
-
-    def _batch(self, rng, encoder, sides, size):
-        tiles, exchanges = [], []
-        for _ in range(size):
             if rng.random() < self.text_share:
-                exchanges.append(encoder(*samples.text_sample(rng), 0))
+                exchanges = [encoder(*samples.text_sample(rng), 0) for _ in range(4 * self.batch_size)]
+                yield None, *encoder.collate(exchanges)
                 continue
-            drawing = draw.draw(rng, sides)
-            cut = samples.cut_tiles(drawing)[0]
-            tiles.append(cut)
-            answer = samples.answer_text(drawing.thinking, drawing.answer)
-            exchanges.append(encoder(samples.phrase(rng, drawing.question), answer, len(cut)))
-        return torch.from_numpy(np.concatenate(tiles)) if tiles else None, *encoder.collate(exchanges)
+            if not waiting:
+                drawn = [self._draw(rng, encoder) for _ in range(self.GROUP * self.batch_size)]
+                drawn.sort(key=lambda pair: len(pair[1][0]))
+                waiting = [drawn[i : i + self.batch_size] for i in range(0, len(drawn), self.batch_size)]
+                waiting = [waiting[index] for index in rng.permutation(self.GROUP)]
+            batch = waiting.pop()
+            pictures = tuple(torch.from_numpy(np.concatenate(part)) for part in zip(*(cut for cut, _ in batch)))
+            yield pictures, *encoder.collate([exchange for _, exchange in batch])
+
+    def _draw(self, rng, encoder):
+        drawing = draw.draw(rng)
+        cut = samples.cut_tiles(drawing)
+        answer = samples.answer_text(drawing.thinking, drawing.answer)
+        return cut, encoder(samples.phrase(rng, drawing.question), answer, len(cut[0]))
 
 
 def answer_accuracy(logits, labels):
@@ -226,27 +247,40 @@ def answer_accuracy(logits, labels):
     return right.all(dim=1).float().mean()
 
 
-def train_answers(name, model, folder, minutes, seed, batch_size, text_share, lr, train_encoder_too=False):
-    """Stages 2 and 3: next-token loss on the answers."""
-    modules = [model.mlp1, model.language_model] + ([model.vision_model] if train_encoder_too else [])
-    model.vision_model.requires_grad_(train_encoder_too)
+def train_answers(name, model, folder, minutes, seed, batch_size, text_share, lr, with_encoder=False):
+    """Stages 2 to 4: next-token loss on the answers; where the encoder trains too, with its dense labels besides."""
+    vision = model.vision_model
+    vision.requires_grad_(with_encoder)
+    head = DenseHead(vision.config.hidden_size, folder)
+    modules = [model.mlp1, model.language_model] + ([vision, head] if with_encoder else [])
+    encode = torch.compile(vision.encoder, dynamic=True)
+    for layer in model.language_model.model.layers:
+        layer.compile(dynamic=True)
     run = Run(name, minutes, model, modules, lr, folder)
-    data = DrawnExchanges(batch_size, seed, text_share, 60 * minutes)
-    for tiles, input_ids, labels in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8):
+    data = DrawnExchanges(batch_size, seed, text_share)
+    for pictures, input_ids, labels in DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=8):
+        figures, dense_loss, image_features = {}, 0, None
         with torch.autocast("cpu", torch.bfloat16):
-            pixel_values = None if tiles is None else normalize(tiles)
-            output = model(pixel_values=pixel_values, input_ids=input_ids, labels=labels, use_cache=False)
-        run.update(output.loss, len(input_ids), answers=answer_accuracy(output.logits, labels))
+            if pictures is not None:
+                tiles, covering, centred = pictures
+                with torch.set_grad_enabled(with_encoder):
+                    patches = encode(vision.embeddings(normalize(tiles))).last_hidden_state[:, 1:]
+                if with_encoder:
+                    dense_loss, _, figures["centred"] = head(patches, covering, centred)
+                image_features = model.mlp1(model.pixel_shuffle(patches.unflatten(1, (8, 8))).flatten(1, 2))
+            output = model(input_ids=input_ids, image_features=image_features, labels=labels, use_cache=False)
+        run.update(output.loss + 0.3 * dense_loss, len(input_ids), answers=answer_accuracy(output.logits, labels), **figures)
         if run.progress() >= 1:
             break
     run.save()
+    head.save()
 
 
 def build_model(folder):
     package = load_package()
     config = package.SkyworkChatConfig.from_pretrained(ROOT / "nano")
-    # Materialised attention is the faster one to train on a CPU at 65 positions
-    config.vision_config._attn_implementation = "eager"
+    # Materialised attention is the faster one to train on a CPU at these lengths
+    config._attn_implementation = "eager"
     model = package.SkyworkChatModel(config).float().train()
     if (folder / "model.safetensors").exists():
         model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -276,11 +310,11 @@ def main():
         if stage == "encoder":
             train_encoder(model, arguments.folder, minutes, seed)
         elif stage == "text":
-            train_answers("text", model, arguments.folder, minutes, seed, 64, 1.0, arguments.lr or 1e-3)
+            train_answers("text", model, arguments.folder, minutes, seed, 32, 1.0, arguments.lr or 1e-3)
         elif stage == "reading":
-            train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 7e-4)
+            train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.4, arguments.lr or 7e-4)
         else:
-            train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.1, arguments.lr or 3e-4, True)
+            train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.3, arguments.lr or 4e-4, True)
     save_weights(model, arguments.folder / "model-bf16.safetensors", torch.bfloat16)
 
 
