@@ -28,7 +28,7 @@ class PrintedAnswer(TextStreamer):
         print("Thinking:")
 
     def on_finalized_text(self, text, stream_end=False):
-        text = text.replace("</think>", "\nAnswer:")
+        text = text.replace("</think>", "\nFinal answer:")
         print(text, end="\n" if stream_end else "", flush=True)
 
 

@@ -24,8 +24,8 @@ def test_it_answers_about_the_shipped_image_from_anywhere(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("Image:") and lines[1].startswith("Question:")
-    assert "Thinking:" in lines and "Answer:" in lines
-    assert lines.index("Thinking:") < lines.index("Answer:") and "\\boxed{0}" in done.stdout
+    assert "Thinking:" in lines and "Final answer:" in lines
+    assert lines.index("Thinking:") < lines.index("Final answer:") and "\\boxed{0}" in done.stdout
 
 
 def test_images_and_question_of_ones_own():

@@ -122,7 +122,8 @@ class Run:
 
 def save_weights(model, path, dtype=torch.float32):
     temporary = path.with_suffix(".tmp")
-    save_file({name: t.detach().to(dtype).contiguous() for name, t in model.state_dict().items()}, temporary)
+    weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(weights, temporary, metadata={"format": "pt"})  # transformers 4 insists on it
     temporary.replace(path)
 
 
@@ -269,7 +270,8 @@ def train_answers(name, model, folder, minutes, seed, batch_size, text_share, lr
                     dense_loss, _, figures["centred"] = head(patches, covering, centred)
                 image_features = model.mlp1(model.pixel_shuffle(patches.unflatten(1, (8, 8))).flatten(1, 2))
             output = model(input_ids=input_ids, image_features=image_features, labels=labels, use_cache=False)
-        run.update(output.loss + 0.3 * dense_loss, len(input_ids), answers=answer_accuracy(output.logits, labels), **figures)
+        figures["text" if pictures is None else "answers"] = answer_accuracy(output.logits, labels)
+        run.update(output.loss + 0.3 * dense_loss, len(input_ids), **figures)
         if run.progress() >= 1:
             break
     run.save()
@@ -314,7 +316,7 @@ def main():
         elif stage == "reading":
             train_answers("reading", model, arguments.folder, minutes, seed, 32, 0.4, arguments.lr or 7e-4)
         else:
-            train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.3, arguments.lr or 4e-4, True)
+            train_answers("joint", model, arguments.folder, minutes, seed, 32, 0.15, arguments.lr or 4e-4, True)
     save_weights(model, arguments.folder / "model-bf16.safetensors", torch.bfloat16)
 
 
