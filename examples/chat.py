@@ -73,7 +73,10 @@ def main():
         if not image.startswith(("http://", "https://")) and not Path(image).is_file():
             raise FileNotFoundError(f"IMAGE={image}: no such image file.")
     question = arguments.question or (DEFAULT_QUESTION if is_nano(path) else "Describe this image.")
-    model, tokenizer, generation_config = load(path)
+    try:
+        model, tokenizer, generation_config = load(path)
+    except OSError as error:
+        raise OSError(f"MODEL={path} could not be loaded: {error}") from error
     generation_config.max_new_tokens = arguments.max_new_tokens or (256 if is_nano(path) else 8192)
     print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
     streamer = PrintedAnswer(tokenizer)
