@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from .configuration_skywork_chat import SkyworkVisionConfig
-from .transformers_compat import flash_attention_function, is_loaded
+from .transformers_compat import fill_unless_loaded, flash_attention_function
 
 
 class RMSNorm(nn.Module):
@@ -299,19 +299,14 @@ def initialize_vision_module(module, config):
     """Initial values of one module's own parameters; those that a checkpoint has filled are left alone."""
     std = config.initializer_range
     if isinstance(module, (nn.Linear, nn.Conv2d)):
-        _fill(module.weight, "normal_", 0.0, std)
-        _fill(module.bias, "zero_")
+        fill_unless_loaded(module.weight, "normal_", 0.0, std)
+        fill_unless_loaded(module.bias, "zero_")
     elif isinstance(module, PatchEmbeddings):
-        _fill(module.class_embedding, "normal_", 0.0, std)
-        _fill(module.position_embedding, "normal_", 0.0, std)
+        fill_unless_loaded(module.class_embedding, "normal_", 0.0, std)
+        fill_unless_loaded(module.position_embedding, "normal_", 0.0, std)
     elif isinstance(module, VisionLayer):
-        _fill(module.ls1, "fill_", config.initializer_factor)
-        _fill(module.ls2, "fill_", config.initializer_factor)
+        fill_unless_loaded(module.ls1, "fill_", config.initializer_factor)
+        fill_unless_loaded(module.ls2, "fill_", config.initializer_factor)
     elif isinstance(module, (RMSNorm, nn.LayerNorm)):
-        _fill(module.weight, "fill_", 1.0)
-        _fill(getattr(module, "bias", None), "zero_")
-
-
-def _fill(parameter, method, *arguments):
-    if parameter is not None and not is_loaded(parameter):
-        getattr(parameter.data, method)(*arguments)
+        fill_unless_loaded(module.weight, "fill_", 1.0)
+        fill_unless_loaded(getattr(module, "bias", None), "zero_")

@@ -40,8 +40,8 @@ from .transformers_compat import (
     bytes_per_parameter,
     cached_length,
     clear_own_attention,
+    fill_unless_loaded,
     generate_from_embeddings,
-    is_loaded,
     load_image_processor,
     loading_keywords,
     resolve_attention_of_config,
@@ -194,11 +194,11 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
-            _fill(module.weight, "normal_", 0.0, self.config.llm_config.initializer_range)
-            _fill(module.bias, "zero_")
+            fill_unless_loaded(module.weight, "normal_", 0.0, self.config.llm_config.initializer_range)
+            fill_unless_loaded(module.bias, "zero_")
         elif isinstance(module, nn.LayerNorm):
-            _fill(module.weight, "fill_", 1.0)
-            _fill(module.bias, "zero_")
+            fill_unless_loaded(module.weight, "fill_", 1.0)
+            fill_unless_loaded(module.bias, "zero_")
 
     def get_input_embeddings(self):
         return self.language_model.get_input_embeddings()
@@ -870,8 +870,3 @@ def next_token_loss(logits, labels, num_items_in_batch=None):
     total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels, ignore_index=-100, reduction="sum")
     count = (labels != -100).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / (count.to(total.device) if torch.is_tensor(count) else count)
-
-
-def _fill(parameter, method, *arguments):
-    if parameter is not None and not is_loaded(parameter):
-        getattr(parameter.data, method)(*arguments)

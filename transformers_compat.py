@@ -25,13 +25,14 @@ def at_least(minimum):
     return TRANSFORMERS_VERSION.release >= version.parse(minimum).release
 
 
-def is_loaded(parameter):
-    """Whether a checkpoint has already filled this parameter.
+def fill_unless_loaded(parameter, method, *arguments):
+    """Initialise a parameter in place (`"normal_"`, `"fill_"`, …), unless it is None or a checkpoint has filled it.
 
-    From 5.0 `_init_weights` runs after loading. Up to 5.12 nothing but this mark, which loading leaves on each
-    parameter, keeps it from overwriting a module of which only some parameters were in the file.
+    From 5.0 `_init_weights` runs after loading. Up to 5.12 nothing but the mark that loading leaves on each parameter
+    keeps it from overwriting a module of which only some parameters were in the file.
     """
-    return getattr(parameter, "_is_hf_initialized", False)
+    if parameter is not None and not getattr(parameter, "_is_hf_initialized", False):
+        getattr(parameter.data, method)(*arguments)
 
 
 def is_flash_attention_available():

@@ -16,14 +16,7 @@ GOLDEN = DATA / "golden"
 GOLDEN_IMAGE_TOKEN = 7
 NANO = ROOT / "nano"
 
-CODE = (
-    "configuration_skywork_chat.py",
-    "conversation.py",
-    "device_map.py",
-    "modeling_intern_vit.py",
-    "modeling_skywork_chat.py",
-    "transformers_compat.py",
-)
+CODE = load_package().modeling.CODE_FILES
 TEXT_FILES = (
     "chat_template.jinja",
     "preprocessor_config.json",
