@@ -156,6 +156,34 @@ def get_conv_template(name=None):
     return _TEMPLATES[0].copy()
 
 
+def place_images(question, history, num_images):
+    """The question with the number of its images, and an `<image>` in front for each if it has none at all.
+
+    Args:
+        history: earlier turns, whose images count first.
+        num_images: images of the whole conversation.
+    """
+    own = num_images
+    for earlier, *_ in history or []:
+        own -= getattr(earlier, "num_images", min(own, earlier.count(IMAGE_PLACEHOLDER)))
+    own = max(0, own)
+    if IMAGE_PLACEHOLDER not in question:
+        question = f"{IMAGE_PLACEHOLDER}\n" * own + question
+    return Question(question, own)
+
+
+def open_conversation(template, question, history=None, system_message=""):
+    """A copy of the template with the earlier turns and a question that waits for its answer."""
+    conversation = template.copy()
+    conversation.system_message = system_message
+    for earlier_question, answer in history or []:
+        conversation.append_message(conversation.roles[0], earlier_question)
+        conversation.append_message(conversation.roles[1], answer)
+    conversation.append_message(conversation.roles[0], question)
+    conversation.append_message(conversation.roles[1], None)
+    return conversation
+
+
 def token_id(tokenizer, token):
     """The id of a token, or None where the vocabulary does not have it (transformers gives that of `unk`)."""
     index = tokenizer.convert_tokens_to_ids(token) if token else None

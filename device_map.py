@@ -65,18 +65,26 @@ def split_layers(layer_sizes, first_size, memory):
     return counts
 
 
-def build_device_map(counts):
-    """A device map of transformers for the result of `split_layers`: layers in order, all else on GPU 0."""
+def build_device_map(counts, offload_vision=False):
+    """A device map of transformers for the result of `split_layers`: layers in order, all else on GPU 0.
+
+    Args:
+        offload_vision: the vision tower's weights stay in host memory; accelerate brings each module's to the GPU for
+            as long as it computes.
+    """
     device_map = dict.fromkeys(FIRST_GPU_MODULES, 0)
+    if offload_vision:
+        device_map["vision_model"] = "cpu"
     gpus = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
     device_map.update({f"{LAYERS}.{layer}": gpu for layer, gpu in enumerate(gpus)})
     return device_map
 
 
-def module_sizes(model, layer_bytes=2, other_bytes=2):
+def module_sizes(model, layer_bytes=2, other_bytes=2, offload_vision=False):
     """(bytes of each decoder layer, bytes of all else) of a model, which may be on the meta device.
 
     Args:
+        offload_vision: leave the vision tower out.
         layer_bytes, other_bytes: bytes of a parameter in the decoder layers, which quantization shrinks, and elsewhere.
     """
 
@@ -84,7 +92,8 @@ def module_sizes(model, layer_bytes=2, other_bytes=2):
         return sum(parameter.numel() for parameter in module.parameters())
 
     layers = [count(layer) for layer in model.language_model.model.layers]
-    return [math.ceil(layer_bytes * layer) for layer in layers], other_bytes * (count(model) - sum(layers))
+    others = count(model) - sum(layers) - (count(model.vision_model) if offload_vision else 0)
+    return [math.ceil(layer_bytes * layer) for layer in layers], other_bytes * others
 
 
 def free_memory(reserve=0.1):

@@ -28,14 +28,25 @@ from .conversation import (
     IMAGE_END,
     IMAGE_PLACEHOLDER,
     IMAGE_START,
-    Question,
+    THINK_END,
     encode_segments,
     get_conv_template,
+    open_conversation,
+    place_images,
     token_id,
 )
 from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
+from .generation import (
+    AnswerStream,
+    GenerationInterrupted,
+    ImageFeatures,
+    ThinkingBudget,
+    Written,
+    check_context,
+)
 from .modeling_intern_vit import SkyworkVisionModel
 from .transformers_compat import (
+    GENERATED_FROM,
     accepted_keywords,
     bytes_per_parameter,
     cached_length,
@@ -67,6 +78,7 @@ CODE_FILES = (
     "configuration_skywork_chat.py",
     "conversation.py",
     "device_map.py",
+    "generation.py",
     "modeling_intern_vit.py",
     "modeling_skywork_chat.py",
     "transformers_compat.py",
@@ -133,6 +145,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         use_flash_attn=None,
         load_in_8bit=False,
         load_in_4bit=False,
+        offload_vision=False,
         **kwargs,
     ):
         """As transformers', with the model card's keywords on every version.
@@ -142,11 +155,18 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             load_in_8bit, load_in_4bit: quantize the language model with bitsandbytes (the vision tower, the projector
                 and the head are kept).
             device_map: also "split" (see device_map.py), and dicts with the model card's surplus names.
+            offload_vision: with `device_map="split"`: keep the vision tower in host memory, and let it pass through
+                the first GPU module by module (accelerate's hooks) while images are encoded.
 
         Raises:
             ImportError: quantization without bitsandbytes.
-            ValueError: `device_map="split"` where the model does not fit.
+            ValueError: `device_map="split"` where the model does not fit; `offload_vision` without it.
         """
+        if offload_vision and kwargs.get("device_map") != "split":
+            raise ValueError(
+                f"offload_vision=True goes with device_map='split', not with {kwargs.get('device_map')!r}; in a map of "
+                "your own write 'vision_model': 'cpu'."
+            )
         if not isinstance(config, PretrainedConfig):
             hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
@@ -155,7 +175,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if kwargs.get("attn_implementation") is not None:
             clear_own_attention(config)
         if isinstance(kwargs.get("device_map"), str) and kwargs["device_map"] == "split":
-            kwargs["device_map"] = cls._split_device_map(config, *bytes_per_parameter(kwargs, config))
+            sizes = bytes_per_parameter(kwargs, config)
+            kwargs["device_map"] = cls._split_device_map(config, *sizes, offload_vision)
         elif isinstance(kwargs.get("device_map"), dict):
             kwargs["device_map"] = clean_device_map(kwargs["device_map"], config.llm_config.num_hidden_layers)
         if Path(pretrained_model_name_or_path).is_dir():  # so that its other files are found later, from anywhere
@@ -171,10 +192,10 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         return super()._from_config(config, **kwargs)
 
     @classmethod
-    def _split_device_map(cls, config, layer_bytes, other_bytes):
+    def _split_device_map(cls, config, layer_bytes, other_bytes, offload_vision=False):
         with torch.device("meta"):
-            sizes = module_sizes(cls(copy.deepcopy(config)), layer_bytes, other_bytes)
-        return build_device_map(split_layers(*sizes, free_memory()))
+            layers, first = module_sizes(cls(copy.deepcopy(config)), layer_bytes, other_bytes, offload_vision)
+        return build_device_map(split_layers(layers, first, free_memory()), offload_vision)
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs):
         """As transformers', and the directory loads by itself: code, tokenizer and processor files come along.
@@ -455,10 +476,16 @@ class SkyworkChatModel(SkyworkModelBase):
             (batch, new tokens): only what was generated, without the prompt.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`, or images that do not match the prompt.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`, images that do not match the prompt, or a
+                prompt that with `max_new_tokens` exceeds the context.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        longest = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        if attention_mask is not None:
+            longest = int(attention_mask.sum(dim=-1).max())
+        max_new_tokens = generate_kwargs.get("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
+        check_context(longest, max_new_tokens, self.config.llm_config.max_position_embeddings)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, None, visual_features, image_token_id)
         if output_hidden_states is not None:
@@ -487,13 +514,15 @@ class SkyworkChatModel(SkyworkModelBase):
         verbose=False,
         mode="think",
         system_message=None,
+        thinking_budget=None,
     ):
         """Ask a question about images, or about none.
 
         Args:
             tokenizer: the checkpoint's tokenizer.
             pixel_values: (tiles, channels, side, side), all images of the conversation one after another; or images
-                themselves, PIL or paths, one or a list of them, which are tiled here; or None.
+                themselves, PIL or paths, one or a list of them, which are tiled here; or what `encode_images` gave; or
+                None.
             question: text; each literal `<image>` stands for one image, the first for the first. Where the question
                 has none, the images that the history does not account for are put in front of it.
             generation_config: a dict of `generate`'s keywords (`max_new_tokens`, `do_sample`, `streamer`, …) or a
@@ -504,21 +533,97 @@ class SkyworkChatModel(SkyworkModelBase):
             verbose: log the prompt and the answer.
             mode: "think", or "no-think" to have the answer without reasoning.
             system_message: in place of the model's own `system_message`.
+            thinking_budget: close `</think>` after so many tokens of thinking; without effect on "no-think".
 
         Returns:
             The answer, with its thinking up to `</think>` (see `split_thinking` in conversation.py).
 
         Raises:
-            ValueError: numbers of images, tiles and `<image>` that do not match, an unknown mode, or a tokenizer
-                without the image tokens.
+            ValueError: numbers of images, tiles and `<image>` that do not match, an unknown mode, a tokenizer without
+                the image tokens, or a request that exceeds the context or leaves no room after the thinking.
+            GenerationInterrupted: on Ctrl-C, with what had been written.
         """
-        pixel_values, num_patches_list = self._images_of_chat(pixel_values, num_patches_list)
-        question = _with_placeholders(question, history, len(num_patches_list))
+        _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        answer, history = self._chat(
+            tokenizer,
+            pixel_values,
+            question,
+            generation_config,
+            history=history,
+            num_patches_list=num_patches_list,
+            verbose=verbose,
+            mode=mode,
+            system_message=system_message,
+            thinking_budget=thinking_budget,
+        )
+        return (answer, history) if return_history else answer
+
+    def chat_stream(self, tokenizer, pixel_values, question, generation_config, **keywords):
+        """`chat()`, as an iterator over pieces of the answer as it is written.
+
+        Leaving the loop, closing the stream or dropping it ends the generation with the next token.
+
+        Args:
+            As for `chat`, but for `return_history`: the stream has `answer` and `history`.
+
+        Returns:
+            `AnswerStream`.
+
+        Raises:
+            ValueError: a `streamer` in the generation config; whatever else `chat` raises comes while iterating.
+        """
+        options = _as_dict(generation_config)
+        if options.get("streamer") is not None:
+            raise ValueError("chat_stream() brings its own streamer: leave it out of the generation config.")
+
+        def ask(streamer, written):
+            return self._chat(
+                tokenizer, pixel_values, question, generation_config, streamer=streamer, written=written, **keywords
+            )
+
+        return AnswerStream(tokenizer, ask)
+
+    def _chat(
+        self,
+        tokenizer,
+        images,
+        question,
+        generation_config,
+        history=None,
+        num_patches_list=None,
+        system_message=None,
+        mode="think",
+        **keywords,
+    ):
+        """(answer, history with this turn)."""
+        images, num_patches_list = self._images_of_chat(images, num_patches_list)
+        question = place_images(question, history, len(num_patches_list))
         conversation = self._conversation(question, history, system_message)
         answer = self._answer(
-            tokenizer, pixel_values, [conversation], [num_patches_list], generation_config, mode, verbose
+            tokenizer, images, [conversation], [num_patches_list], generation_config, mode, **keywords
         )[0]
-        return (answer, _history(history, question, answer, conversation, mode)) if return_history else answer
+        return answer, _history(history, question, answer, conversation, mode)
+
+    def encode_images(self, images, num_patches_list=None):
+        """Images through the vision tower and the projector, to be kept across turns, questions or samples.
+
+        Args:
+            images: what `chat` takes: images or paths, one or a list, or `pixel_values` with `num_patches_list`.
+
+        Returns:
+            `ImageFeatures`, which `chat`, `batch_chat` and `chat_stream` take in place of the images; add two of them
+            (`+`) as a conversation gets more images.
+
+        Raises:
+            ValueError: no image, or numbers that do not match.
+        """
+        images, num_patches_list = self._images_of_chat(images, num_patches_list)
+        if isinstance(images, ImageFeatures):
+            return images
+        if images is None:
+            raise ValueError("No image was given to encode.")
+        with torch.no_grad():
+            return ImageFeatures(self.extract_feature(images), num_patches_list)
 
     def batch_chat(
         self,
@@ -536,12 +641,13 @@ class SkyworkChatModel(SkyworkModelBase):
         image_counts=None,
         mode="think",
         system_message=None,
+        thinking_budget=None,
     ):
         """Ask several independent questions in one call; the answers are those of the single calls.
 
         Args:
             pixel_values: the tiles of all questions' images, one after another; or a list with, for each question,
-                None, an image (PIL or path) or a list of images.
+                None, an image (PIL or path), a list of images, or (for all that have images) what `encode_images` gave.
             questions: a list of texts.
             num_patches_list: tiles of each image, in order. A list of lists says which images belong to which
                 question. A flat list gives each question as many as it has `<image>`, or one each (0: none).
@@ -554,35 +660,46 @@ class SkyworkChatModel(SkyworkModelBase):
 
         Raises:
             ValueError: as `chat`, and a flat `num_patches_list` that cannot be dealt out.
+            GenerationInterrupted: on Ctrl-C, with what had been written of each answer.
         """
+        _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
         histories = [None] * len(questions) if history is None else history
         if len(histories) != len(questions):
             raise ValueError(f"{len(questions)} questions but {len(histories)} histories.")
-        pixel_values, patches = self._images_of_batch(pixel_values, num_patches_list, questions, histories)
-        asked = [_with_placeholders(q, h, len(p)) for q, h, p in zip(questions, histories, patches)]
+        images, patches = self._images_of_batch(pixel_values, num_patches_list, questions, histories)
+        asked = [place_images(q, h, len(p)) for q, h, p in zip(questions, histories, patches)]
         conversations = [self._conversation(q, h, system_message) for q, h in zip(asked, histories)]
-        answers = self._answer(tokenizer, pixel_values, conversations, patches, generation_config, mode, verbose)
+        answers = self._answer(
+            tokenizer, images, conversations, patches, generation_config, mode, verbose, thinking_budget
+        )
         if not return_history:
             return answers
         turns = zip(histories, asked, answers, conversations)
         return answers, [_history(*turn, mode) for turn in turns]
 
     def _conversation(self, question, history, system_message):
-        conversation = self.conv_template.copy()
-        conversation.system_message = self.system_message if system_message is None else system_message
-        for earlier_question, answer in history or []:
-            conversation.append_message(conversation.roles[0], earlier_question)
-            conversation.append_message(conversation.roles[1], answer)
-        conversation.append_message(conversation.roles[0], question)
-        conversation.append_message(conversation.roles[1], None)
-        return conversation
+        system_message = self.system_message if system_message is None else system_message
+        return open_conversation(self.conv_template, question, history, system_message)
 
-    def _answer(self, tokenizer, pixel_values, conversations, patches, generation_config, mode, verbose):
+    def _answer(
+        self,
+        tokenizer,
+        images,
+        conversations,
+        patches,
+        generation_config,
+        mode,
+        verbose=False,
+        thinking_budget=None,
+        streamer=None,
+        written=None,
+    ):
+        """The answers to conversations, whose images are pixel values, `ImageFeatures` or None, in their order."""
         if mode not in ("think", "no-think"):
             raise ValueError(f"mode={mode!r} is unknown; expected 'think' or 'no-think'.")
         image_token_id = token_id(tokenizer, IMAGE_CONTEXT)
-        if image_token_id is None and pixel_values is not None:
+        if image_token_id is None and images is not None:
             raise ValueError(
                 f"The tokenizer has no token {IMAGE_CONTEXT}: load it from the checkpoint's own repository."
             )
@@ -596,26 +713,47 @@ class SkyworkChatModel(SkyworkModelBase):
         if generation_config is None:
             generation_config = self.generation_config
         options, config = _generation_options(generation_config, tokenizer, template)
+        if streamer is not None:
+            options["streamer"] = streamer
+        if thinking_budget is not None and mode == "think":
+            budget = _thinking_budget(tokenizer, template, thinking_budget, options, config)
+            options["logits_processor"] = [*(options.get("logits_processor") or []), budget]
+        written = Written() if written is None else written
+        options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), written]
+        if options.get("stop_strings") or getattr(config, "stop_strings", None):
+            options.setdefault("tokenizer", tokenizer)
         input_ids, attention_mask = left_pad(rows, options["pad_token_id"], device)
-        output = self.generate(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=config,
-            image_token_id=image_token_id,
-            **options,
-        )
-        sequences = output if torch.is_tensor(output) else output.sequences
-        answers = [
-            text.split(template.sep.strip())[0].strip()
-            for text in tokenizer.batch_decode(sequences, skip_special_tokens=True)
-        ]
+        kept = images.features if isinstance(images, ImageFeatures) else None
+
+        def texts_of(ids):
+            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            return [text.split(template.sep.strip())[0].strip() for text in texts]
+
+        try:
+            output = self.generate(
+                pixel_values=images if kept is None else None,
+                visual_features=kept,
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=config,
+                image_token_id=image_token_id,
+                **options,
+            )
+        except KeyboardInterrupt as interrupt:
+            ids = [[] for _ in rows] if written.ids is None else written.ids[:, GENERATED_FROM:]
+            raise GenerationInterrupted(texts_of(ids)) from interrupt
+        answers = texts_of(output if torch.is_tensor(output) else output.sequences)
         if verbose:
             for conversation, answer in zip(conversations, answers):
                 logger.warning(f"{conversation.get_prompt()}{answer}")
         return answers
 
     def _images_of_chat(self, images, num_patches_list):
+        """(pixel values, `ImageFeatures` or None; tiles of each image)."""
+        if isinstance(images, ImageFeatures):
+            if num_patches_list not in (None, images.num_patches):
+                raise ValueError(f"num_patches_list={num_patches_list}, but the features are of {images.num_patches}.")
+            return images, images.num_patches
         if images is None or torch.is_tensor(images):
             return _checked_tiles(images, num_patches_list)
         if num_patches_list is not None:
@@ -629,6 +767,8 @@ class SkyworkChatModel(SkyworkModelBase):
                 raise ValueError("num_patches_list goes with pixel_values; images are tiled here.")
             if len(images) != len(questions):
                 raise ValueError(f"{len(questions)} questions but {len(images)} entries of images; None is one, too.")
+            if any(isinstance(entry, ImageFeatures) for entry in images):
+                return _concatenated(images)
             groups = [[] if i is None else list(i) if isinstance(i, (list, tuple)) else [i] for i in images]
             flat = [image for group in groups for image in group]
             pixel_values, counts = self._tile(flat) if flat else (None, [])
@@ -757,21 +897,26 @@ def copy_repository_files(source, revision, cache_dir, target):
             shutil.copyfile(origin, destination)
 
 
-def _with_placeholders(question, history, num_images):
-    """The question with the number of its images, and an `<image>` in front for each if it has none at all."""
-    own = num_images
-    for earlier, *_ in history or []:
-        own -= getattr(earlier, "num_images", min(own, earlier.count(IMAGE_PLACEHOLDER)))
-    own = max(0, own)
-    if IMAGE_PLACEHOLDER not in question:
-        question = f"{IMAGE_PLACEHOLDER}\n" * own + question
-    return Question(question, own)
-
-
 def _history(history, question, answer, conversation, mode):
     """The history with one more turn, which is replayed as it was generated: without thinking, if so."""
     replayed = conversation.skipped_thinking + answer if mode == "no-think" else answer
     return [*(history or []), (question, replayed)]
+
+
+def _check_image_tokens(*tokens):
+    """See that the model card's keywords name the tokens that the templates write: no others are supported."""
+    expected = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
+    if tokens != expected:
+        raise ValueError(f"The image tokens {tokens} were given; this model's are {expected}: leave the keywords out.")
+
+
+def _concatenated(images):
+    """(`ImageFeatures` of all, for each question the tiles of its images) of a list of `ImageFeatures` and None."""
+    if any(not isinstance(entry, (ImageFeatures, type(None))) for entry in images):
+        raise ValueError("images mixes encoded images with others: pass all of them through encode_images() first.")
+    given = [entry for entry in images if entry is not None]
+    features = ImageFeatures(torch.cat([entry.features for entry in given]), [n for e in given for n in e.num_patches])
+    return features, [[] if entry is None else list(entry.num_patches) for entry in images]
 
 
 def _checked_tiles(pixel_values, num_patches_list):
@@ -811,11 +956,29 @@ def _deal_out(num_patches_list, pixel_values, questions, histories):
     )
 
 
+def _as_dict(generation_config):
+    """The keywords in a generation config that is not a `GenerationConfig`."""
+    is_object = isinstance(generation_config, GenerationConfig)
+    return {} if is_object or generation_config is None else dict(generation_config)
+
+
+def _thinking_budget(tokenizer, template, budget, options, config):
+    """The processor that closes the thinking as the template does where it is skipped."""
+    closing = encode_segments(tokenizer, [(template.skipped_thinking, True)])
+    processor = ThinkingBudget(budget, closing, token_id(tokenizer, THINK_END), GENERATED_FROM)
+    longest = options.get("max_new_tokens", getattr(config, "max_new_tokens", None))
+    if longest is not None and longest <= budget + len(closing):
+        raise ValueError(
+            f"thinking_budget={budget} and max_new_tokens={longest}: the thinking and the {len(closing)} tokens that "
+            "close it leave no room for an answer; raise max_new_tokens or lower the budget."
+        )
+    return processor
+
+
 def _generation_options(generation_config, tokenizer, template):
     """Keywords for `generate` and, if given as one, the `GenerationConfig`; stop and pad tokens filled in."""
-    is_object = isinstance(generation_config, GenerationConfig)
-    options = {} if is_object or generation_config is None else dict(generation_config)
-    config = generation_config if is_object else None
+    options = _as_dict(generation_config)
+    config = generation_config if isinstance(generation_config, GenerationConfig) else None
     samples = options.get("num_return_sequences") or getattr(config, "num_return_sequences", None) or 1
     if samples != 1:
         raise ValueError(

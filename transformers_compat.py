@@ -65,17 +65,39 @@ def cached_length(past_key_values):
     return past_key_values[0][0].shape[-2] if past_key_values else 0
 
 
-def generate_from_embeddings(language_model, inputs_embeds, **keywords):
-    """`generate` of the language model; returns the new tokens only.
+# Ids in front of the first generated one when `generate` gets embeddings alone: up to 4.37 a begin-of-sentence token
+GENERATED_FROM = 0 if at_least("4.38") else 1
 
-    Up to 4.37 a continuation of embeddings alone starts with a begin-of-sentence token that nobody generated.
+
+def stopping_decision(stop, input_ids):
+    """A stopping criterion's answer: for each row since 4.39, one for all rows before."""
+    return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool) if at_least("4.39") else stop
+
+
+def compiled_decoding(keywords, generation_config, device):
+    """Keywords for `generate` with which a static cache means compiled decoding on every device.
+
+    transformers compiles by itself where the cache is static (from 4.47), but on a CPU only if its compile config says
+    so. Before, a static cache is just that.
     """
+    cache = keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
+    own = keywords.get("compile_config") or getattr(generation_config, "compile_config", None)
+    compile_config = getattr(transformers, "CompileConfig", None)
+    if cache != "static" or own is not None or compile_config is None or device.type != "cpu":
+        return keywords
+    compile_config = compile_config(mode="default")  # "reduce-overhead" is about CUDA graphs
+    compile_config._compile_all_devices = True
+    return {**keywords, "compile_config": compile_config}
+
+
+def generate_from_embeddings(language_model, inputs_embeds, generation_config=None, **keywords):
+    """`generate` of the language model; returns the new tokens only."""
+    keywords = compiled_decoding(keywords, generation_config, inputs_embeds.device)
+    keywords["generation_config"] = generation_config
     output = language_model.generate(inputs_embeds=inputs_embeds, **keywords)
-    if at_least("4.38"):
-        return output
     if torch.is_tensor(output):
-        return output[:, 1:]
-    output.sequences = output.sequences[:, 1:]
+        return output[:, GENERATED_FROM:]
+    output.sequences = output.sequences[:, GENERATED_FROM:]
     return output
 
 
@@ -147,6 +169,7 @@ def _bitsandbytes_config(load_in_8bit):
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
         llm_int8_skip_modules=skipped,
     )
@@ -227,7 +250,7 @@ def bytes_per_parameter(keywords, config):
     full = torch.empty(0, dtype=dtype).element_size()
     quantization = keywords.get("quantization_config")
     if getattr(quantization, "load_in_8bit", False):
-        return 1.05, full
+        return 1.02, full  # a byte, and a scale for each row
     if getattr(quantization, "load_in_4bit", False):
-        return 0.6, full  # half a byte and the scales
+        return 0.53, full  # half a byte, and double quantized scales
     return full, full

@@ -32,5 +32,6 @@ def load_package():
         vision=importlib.import_module(f"{PACKAGE}.modeling_intern_vit"),
         conversation=importlib.import_module(f"{PACKAGE}.conversation"),
         device_map=importlib.import_module(f"{PACKAGE}.device_map"),
+        generation=importlib.import_module(f"{PACKAGE}.generation"),
         compat=importlib.import_module(f"{PACKAGE}.transformers_compat"),
     )

@@ -1,0 +1,235 @@
+"""Stopping, streaming, thinking budgets, kept images: what is written is what a plain call writes, or its beginning."""
+
+import gc
+import threading
+import time
+
+import pytest
+import torch
+from transformers import GenerationConfig, StoppingCriteria, TextStreamer
+
+from tests import checkpoints
+from training.nano.package import load_package
+
+package = load_package()
+generation = package.generation
+IMAGES = checkpoints.ROOT / "examples" / "images"
+CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
+GREEDY = {"max_new_tokens": 96, "do_sample": False}
+LONG = {"max_new_tokens": 3000, "min_new_tokens": 3000, "do_sample": False}  # never ends by itself
+CLOSING = "\n</think>\n\n"
+
+
+@pytest.fixture(scope="module")
+def plain(nano_model, nano_tokenizer):
+    """The whole answer about a picture, and its thinking as tokens."""
+    answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
+    thinking = answer.split("</think>")[0]
+    return answer, nano_tokenizer(thinking, add_special_tokens=False)["input_ids"]
+
+
+class TestThinkingBudget:
+    @pytest.mark.parametrize("budget, scores_row, why", [
+        (3, "free", "not yet spent"), (2, "closing 0", "spent now"), (1, "closing 1", "in the middle of closing"),
+        (0, "free", "closed already"),
+    ])  # fmt: skip
+    def test_forces_by_position_alone(self, budget, scores_row, why):
+        processor = generation.ThinkingBudget(budget, [5, 6], think_end_id=6)
+        scores = torch.arange(8.0)[None]
+        result = processor(torch.tensor([[1, 2]]), scores)
+        if scores_row == "free":
+            assert torch.equal(result, scores), why
+        else:
+            assert result.argmax() == [5, 6][int(scores_row[-1])] and result.isinf().sum() == 7, why
+
+    def test_leaves_rows_alone_that_closed_by_themselves(self):
+        processor = generation.ThinkingBudget(2, [5, 6], think_end_id=6)
+        scores = torch.arange(8.0).repeat(2, 1)
+        result = processor(torch.tensor([[1, 2], [1, 6]]), scores)
+        assert result[0].argmax() == 5 and torch.equal(result[1], scores[1])
+
+    def test_ignores_the_prompt(self):
+        processor = generation.ThinkingBudget(1, [5], think_end_id=6, prompt_length=2)
+        assert processor(torch.tensor([[6, 6, 1]]), torch.zeros(1, 8)).argmax() == 5
+
+    @pytest.mark.parametrize("budget", [-1, 1.5, True, "12"])
+    def test_rejects(self, budget):
+        with pytest.raises(ValueError, match="thinking_budget"):
+            generation.ThinkingBudget(budget, [5], 6)
+
+    @pytest.mark.parametrize("budget", [0, 1, 7])
+    def test_chat_keeps_the_thinking_that_fits_and_answers(self, nano_model, nano_tokenizer, plain, budget):
+        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=budget)
+        thinking, mark, final = answer.partition("</think>")
+        assert mark and "</think>" not in final
+        assert thinking.strip() == nano_tokenizer.decode(plain[1][:budget]).strip()
+
+    def test_larger_than_the_thinking_changes_nothing(self, nano_model, nano_tokenizer, plain):
+        long = {**GREEDY, "max_new_tokens": 400}
+        assert nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", long, thinking_budget=200) == plain[0]
+
+    def test_batch_equals_single_calls(self, nano_model, nano_tokenizer):
+        images, questions = [CALCULATION, None, COUNTING], ["Calculate.", "What is 3 + 4?", "Count the shapes."]
+        batch = nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY, thinking_budget=9)
+        single = [
+            nano_model.chat(nano_tokenizer, image, question, GREEDY, thinking_budget=9)
+            for image, question in zip(images, questions)
+        ]
+        assert batch == single and all("</think>" in answer for answer in batch)
+
+    def test_with_the_callers_own_processor_and_config(self, nano_model, nano_tokenizer):
+        config = GenerationConfig(**GREEDY)
+        before = config.to_dict()
+        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", config, thinking_budget=4)
+        assert answer == nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=4)
+        assert config.to_dict() == before
+
+    def test_no_think_has_nothing_to_close(self, nano_model, nano_tokenizer):
+        asked = [nano_tokenizer, None, "What is 3 + 4?", GREEDY]
+        assert nano_model.chat(*asked, mode="no-think", thinking_budget=2) == nano_model.chat(*asked, mode="no-think")
+
+    def test_without_room_for_the_answer(self, nano_model, nano_tokenizer):
+        with pytest.raises(ValueError, match="no room for an answer"):
+            nano_model.chat(nano_tokenizer, None, "Hi", {"max_new_tokens": 20}, thinking_budget=20)
+
+    def test_in_the_standard_class(self, nano_standard, nano_tokenizer):
+        prompt = nano_tokenizer("<｜User｜>\nWhat is 3 + 4?<｜Assistant｜><think>\n", return_tensors="pt")
+        end = nano_tokenizer.convert_tokens_to_ids("</think>")
+        closing = nano_tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
+        length = prompt["input_ids"].shape[1]
+        budget = generation.ThinkingBudget(5, closing, end, prompt_length=length)
+        ids = nano_standard.generate(**prompt, **GREEDY, logits_processor=[budget])
+        assert ids[0, length + 5 : length + 5 + len(closing)].tolist() == closing
+
+
+class TestStopping:
+    def test_stop_strings(self, nano_model, nano_tokenizer, plain):
+        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", {**GREEDY, "stop_strings": ["</think>"]})
+        assert answer == plain[0][: plain[0].index("</think>") + len("</think>")]
+
+    def test_max_time(self, nano_model, nano_tokenizer):
+        start = time.time()
+        answer = nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", {**LONG, "max_time": 0.5})
+        assert answer and time.time() - start < 5
+
+    @pytest.mark.parametrize("batch", [False, True])
+    def test_ctrl_c_keeps_what_was_written(self, nano_model, nano_tokenizer, plain, batch):
+        class Interrupt(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                if input_ids.shape[1] > 12:
+                    raise KeyboardInterrupt
+                return torch.zeros(len(input_ids), dtype=torch.bool)
+
+        options = {**GREEDY, "stopping_criteria": [Interrupt()]}
+        with pytest.raises(KeyboardInterrupt) as caught:
+            if batch:
+                nano_model.batch_chat(nano_tokenizer, [CALCULATION, None], ["Calculate.", "What is 3 + 4?"], options)
+            else:
+                nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", options)
+        answers = caught.value.answers
+        assert len(answers) == 1 + batch and len(answers[0]) > 5 and plain[0].startswith(answers[0])
+
+    def test_ctrl_c_before_the_first_token(self, nano_model, nano_tokenizer, monkeypatch):
+        def interrupted(*arguments, **keywords):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(type(nano_model), "extract_feature", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
+        assert caught.value.answers == [""]
+
+
+class TestStream:
+    def test_pieces_are_the_answer(self, nano_model, nano_tokenizer, plain):
+        stream = nano_model.chat_stream(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
+        pieces = list(stream)
+        assert len(pieces) > 5 and "".join(pieces).strip() == plain[0] == stream.answer
+        assert stream.history == [("<image>\nCalculate.", plain[0])]
+        assert list(stream) == []
+
+    def test_takes_what_chat_takes(self, nano_model, nano_tokenizer):
+        keywords = {"history": [("Hi", "</think>Hello")], "system_message": "Be brief.", "thinking_budget": 3}
+        expected = nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", GREEDY, **keywords)
+        stream = nano_model.chat_stream(nano_tokenizer, None, "What is 3 + 4?", GREEDY, **keywords)
+        assert "".join(stream).strip() == expected
+
+    @pytest.mark.parametrize("how", ["close", "with", "drop"])
+    def test_closing_ends_the_thread(self, nano_model, nano_tokenizer, how):
+        stream = nano_model.chat_stream(nano_tokenizer, None, "What is 3 + 4?", LONG)
+        assert next(stream)
+        if how == "close":
+            stream.close()
+        elif how == "with":
+            with stream:
+                pass
+        else:
+            del stream
+            gc.collect()
+        deadline = time.time() + 10
+        while any(thread.name == "chat_stream" for thread in threading.enumerate()) and time.time() < deadline:
+            time.sleep(0.05)
+        assert not any(thread.name == "chat_stream" for thread in threading.enumerate())
+
+    def test_errors_reach_the_reader(self, nano_model, nano_tokenizer):
+        with pytest.raises(ValueError, match="mode='loud'"):
+            list(nano_model.chat_stream(nano_tokenizer, None, "Hi", GREEDY, mode="loud"))
+
+    def test_own_streamer_is_refused(self, nano_model, nano_tokenizer):
+        options = {**GREEDY, "streamer": TextStreamer(nano_tokenizer)}
+        with pytest.raises(ValueError, match="streamer"):
+            nano_model.chat_stream(nano_tokenizer, None, "Hi", options)
+
+
+class TestKeptImages:
+    def test_same_answers_over_turns_and_encoded_once(self, nano_model, nano_tokenizer, monkeypatch):
+        asked = {"return_history": True}
+        first, history = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, **asked)
+        second, _ = nano_model.chat(
+            nano_tokenizer, [CALCULATION, COUNTING], "<image>\nHow many shapes?", GREEDY, history=history, **asked
+        )
+        kept = nano_model.encode_images(CALCULATION)
+        both = kept + nano_model.encode_images([COUNTING])
+        monkeypatch.setattr(type(nano_model), "extract_feature", None)
+        assert nano_model.chat(nano_tokenizer, kept, "Calculate.", GREEDY) == first
+        again, _ = nano_model.chat(nano_tokenizer, both, "<image>\nHow many shapes?", GREEDY, history=history, **asked)
+        assert again == second and len(kept.num_patches) == 1 and len(both.num_patches) == 2
+
+    def test_in_a_batch_and_a_stream(self, nano_model, nano_tokenizer):
+        kept = nano_model.encode_images(CALCULATION)
+        questions = ["Calculate.", "What is 3 + 4?", "What is the result?"]
+        expected = nano_model.batch_chat(nano_tokenizer, [CALCULATION, None, CALCULATION], questions, GREEDY)
+        assert nano_model.batch_chat(nano_tokenizer, [kept, None, kept], questions, GREEDY) == expected
+        assert "".join(nano_model.chat_stream(nano_tokenizer, kept, "Calculate.", GREEDY)).strip() == expected[0]
+
+    @pytest.mark.parametrize("ask, reason", [
+        (lambda model, kept: model.chat(None, kept, "?", {}, num_patches_list=[99]), "num_patches_list"),
+        (lambda model, kept: model.batch_chat(None, [kept, CALCULATION], ["?", "?"], {}), "mixes"),
+        (lambda model, kept: model.encode_images(None), "No image"),
+        (lambda model, kept: model.encode_images([]), "No image"),
+    ])  # fmt: skip
+    def test_contradictions(self, nano_model, ask, reason):
+        kept = nano_model.encode_images(CALCULATION)
+        with pytest.raises(ValueError, match=reason):
+            ask(nano_model, kept)
+
+
+@pytest.mark.parametrize("question, options, reason", [
+    ("Hi", {"max_new_tokens": 4096}, "set max_new_tokens to at most 40[0-9][0-9]"),
+    ("7 " * 4200, {"max_new_tokens": 1}, "shorten it"),
+])  # fmt: skip
+def test_what_exceeds_the_context_says_so_before_encoding(
+    nano_model, nano_tokenizer, monkeypatch, question, options, reason
+):
+    monkeypatch.setattr(type(nano_model), "extract_feature", None)
+    with pytest.raises(ValueError, match=reason):
+        nano_model.chat(nano_tokenizer, CALCULATION, question, options)
+    with pytest.raises(ValueError, match=reason):
+        nano_model.chat(nano_tokenizer, CALCULATION, question, GenerationConfig(**options))
+
+
+@pytest.mark.parametrize("name", ["IMG_START_TOKEN", "IMG_END_TOKEN", "IMG_CONTEXT_TOKEN"])
+def test_other_image_tokens_are_refused(nano_model, nano_tokenizer, name):
+    with pytest.raises(ValueError, match="image tokens"):
+        nano_model.chat(nano_tokenizer, None, "Hi", GREEDY, **{name: "<picture>"})
+    with pytest.raises(ValueError, match="image tokens"):
+        nano_model.batch_chat(nano_tokenizer, None, ["Hi"], GREEDY, **{name: "<picture>"})
