@@ -67,13 +67,22 @@ def schedule(progress, warmup, decay=0.35):
     return max(0.0, min(1.0, progress / warmup, (1 - progress) / decay))
 
 
-def optimizer_for(modules, lr):
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+def optimizers_for(modules, lr):
+    """Muon for the matrices of the hidden layers, AdamW for everything else (embeddings, heads, biases, gains).
+
+    Muon's step is scaled to the size of AdamW's, so that one learning rate serves both.
+    """
+    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in named if p.dim() == 2 and "layers." in name]
+    others = [p for name, p in named if not (p.dim() == 2 and "layers." in name)]
     groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": 0.05},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+    if not hidden:
+        return [adamw]
+    return [adamw, torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")]
 
 
 class Run:
@@ -83,7 +92,7 @@ class Run:
         self.name, self.seconds, self.model, self.lr, self.folder = name, 60 * minutes, model, lr, folder
         self.warmup = warmup
         self.parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-        self.optimizer = optimizer_for(modules, lr)
+        self.optimizers = optimizers_for(modules, lr)
         self.start = self.saved = time.time()
         self.step, self.seen = 0, 0
         self.sums = {}
@@ -94,10 +103,11 @@ class Run:
     def update(self, loss, count, **figures):
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * schedule(self.progress(), self.warmup)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr * schedule(self.progress(), self.warmup)
+            optimizer.step()
+            optimizer.zero_grad()
         self.step += 1
         self.seen += count
         for name, value in {**figures, "loss": loss}.items():
