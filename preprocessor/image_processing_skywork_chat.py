@@ -5,7 +5,7 @@
     features["pixel_values"]  # (tiles of all images, 3, 448, 448)
     features["num_patches"]  # tiles of each image
 
-The values are, bit for bit, those of the model card's `load_image`.
+The values are, bit for bit, those of the model card's `load_image`, unless `fast_resize` is asked for.
 """
 
 import os
@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_loading import flatten_images, open_image
@@ -34,6 +35,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
         apply_exif_orientation: turn photographs upright. The model card's `load_image` does not: turn it off for
             exactly its values on photographs that carry an orientation.
         alpha: "drop" (as the model card) or "white", see `open_image`.
+        fast_resize: resize with torch (bicubic, antialiased, on uint8) rather than with Pillow: faster, and up to a
+            few of 255 grey levels different (benchmarks/NOTES.md has both figures).
 
     Raises:
         ValueError: bounds that admit no grid, or a size that is not square.
@@ -52,6 +55,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
         image_std=IMAGENET_STD,
         apply_exif_orientation=True,
         alpha="drop",
+        fast_resize=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -69,6 +73,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
         self.apply_exif_orientation = apply_exif_orientation
         self.alpha = alpha
+        self.fast_resize = fast_resize
 
     def __call__(self, images, **kwargs):
         """See `preprocess`."""
@@ -83,6 +88,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
         use_thumbnail=None,
         apply_exif_orientation=None,
         alpha=None,
+        fast_resize=None,
         return_tensors=None,
         **kwargs,
     ):
@@ -91,8 +97,9 @@ class SkyworkImageProcessor(BaseImageProcessor):
         Args:
             images: an image (whatever `open_image` takes), a list of images, or a list of lists, in which None and
                 empty lists stand for a sample without images.
-            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha: in
-                place of the processor's own (`crop_to_patches` is transformers' name of `dynamic_image_size`).
+            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha,
+                fast_resize: in place of the processor's own (`crop_to_patches` is transformers' name of
+                `dynamic_image_size`).
             return_tensors: "pt" or "np"; None gives torch tensors, too.
 
         Returns:
@@ -115,9 +122,10 @@ class SkyworkImageProcessor(BaseImageProcessor):
 
         upright = self.apply_exif_orientation if apply_exif_orientation is None else apply_exif_orientation
         alpha = self.alpha if alpha is None else alpha
+        resize = _resize_on_tensors if (self.fast_resize if fast_resize is None else fast_resize) else _resize
 
         def prepare(image):
-            return self._tiles(open_image(image, upright, alpha), *bounds, thumbnail)
+            return self._tiles(open_image(image, upright, alpha), *bounds, thumbnail, resize)
 
         # Each object once: two threads must not read one PIL file at the same time
         distinct = {id(image): image for image in flat}
@@ -134,16 +142,15 @@ class SkyworkImageProcessor(BaseImageProcessor):
             pixel_values, num_patches = pixel_values.numpy(), num_patches.numpy()
         return BatchFeature(data={"pixel_values": pixel_values, "num_patches": num_patches})
 
-    def _tiles(self, image, min_tiles, max_tiles, use_thumbnail):
+    def _tiles(self, image, min_tiles, max_tiles, use_thumbnail, resize):
         """uint8 tiles (tiles, 3, side, side) of one RGB image, row by row, the thumbnail last."""
         side = self.size
         columns, rows = select_grid(*image.size, min_tiles, max_tiles, side)
-        resized = torch.from_numpy(np.array(image.resize((columns * side, rows * side))))  # (height, width, 3)
+        has_thumbnail = use_thumbnail and columns * rows > 1
+        sizes = [(columns * side, rows * side)] + [(side, side)] * has_thumbnail
+        resized, *thumbnails = resize(image, sizes)  # each (height, width, 3)
         tiles = resized.view(rows, side, columns, side, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)
-        if use_thumbnail and len(tiles) > 1:
-            thumbnail = torch.from_numpy(np.array(image.resize((side, side)))).permute(2, 0, 1)
-            tiles = torch.cat([tiles, thumbnail[None]])
-        return tiles
+        return torch.cat([tiles, *(thumbnail.permute(2, 0, 1)[None] for thumbnail in thumbnails)])
 
     def _normalize(self, tiles):
         """uint8 to normalised float32, by the same operations in the same order as torchvision's transforms."""
@@ -154,6 +161,21 @@ class SkyworkImageProcessor(BaseImageProcessor):
     def to_dict(self):
         """The settings, as they are written to preprocessor_config.json."""
         return {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+
+
+def _resize(image, sizes):
+    """An RGB image in several (width, height), each uint8 (height, width, 3)."""
+    return [torch.from_numpy(np.array(image.resize(size))) for size in sizes]
+
+
+def _resize_on_tensors(image, sizes):
+    """As `_resize`, with torch's kernels for uint8."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last in memory
+    resized = [
+        F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+        for width, height in sizes
+    ]
+    return [picture[0].permute(1, 2, 0).contiguous() for picture in resized]
 
 
 def _square_side(size):
