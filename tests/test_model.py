@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.generation import GenerationMixin
 
+from benchmarks import models
 from tests import checkpoints
 from training.nano.package import load_package
 
@@ -49,57 +49,11 @@ def test_every_loaded_tensor_equals_the_file(golden_model):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
 
 
-def internvl_name(name):
-    """transformers' InternVL name of one of our tensors (the joint qkv is split separately)."""
-    for ours, theirs in (
-        ("vision_model.embeddings.class_embedding", "model.vision_tower.embeddings.cls_token"),
-        ("vision_model.embeddings.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
-        ("vision_model.embeddings.patch_embedding", "model.vision_tower.embeddings.patch_embeddings.projection"),
-        ("vision_model.encoder.layers.", "model.vision_tower.encoder.layer."),
-        ("mlp1.0", "model.multi_modal_projector.layer_norm"),
-        ("mlp1.1", "model.multi_modal_projector.linear_1"),
-        ("mlp1.3", "model.multi_modal_projector.linear_2"),
-        ("language_model.model", "model.language_model"),
-        ("language_model.lm_head", "lm_head"),
-    ):
-        if name.startswith(ours):
-            name = theirs + name[len(ours) :]
-    if name.startswith("model.vision_tower"):
-        for ours, theirs in (
-            (".attn.proj", ".attention.projection_layer"), (".attn.", ".attention."), (".norm1", ".layernorm_before"),
-            (".norm2", ".layernorm_after"), (".ls1", ".lambda_1"), (".ls2", ".lambda_2"),
-        ):  # fmt: skip
-            name = name.replace(ours, theirs)
-    return name
-
-
 @pytest.fixture(scope="module")
 def internvl():
     """transformers' own InternVL with the golden checkpoint's weights mapped across."""
-    ours = package.SkyworkChatConfig.from_pretrained(checkpoints.GOLDEN)
-    vision, text = ours.vision_config, ours.llm_config
-    config = InternVLConfig(
-        vision_config={
-            "hidden_size": vision.hidden_size, "num_hidden_layers": vision.num_hidden_layers,
-            "num_attention_heads": vision.num_attention_heads, "intermediate_size": vision.intermediate_size,
-            "image_size": [56, 56], "patch_size": [14, 14], "norm_type": "rms_norm", "use_qk_norm": True,
-            "attention_bias": False, "layer_norm_eps": vision.layer_norm_eps, "use_mean_pooling": True,
-            "hidden_act": "gelu",
-        },
-        text_config=text.to_dict(), image_token_id=checkpoints.GOLDEN_IMAGE_TOKEN, image_seq_length=4,
-        vision_feature_layer=-1, tie_word_embeddings=False,
-    )  # fmt: skip
-    weights = {}
-    for name, tensor in checkpoints.golden("model").items():
-        if ".attn.qkv." in name:
-            for part, value in zip("qkv", tensor.chunk(3)):
-                weights[internvl_name(name).replace("qkv", f"{part}_proj")] = value
-        else:
-            weights[internvl_name(name)] = tensor
-    model = InternVLForConditionalGeneration(config).eval()
-    report = model.load_state_dict(weights, strict=False)
-    assert not report.unexpected_keys and not report.missing_keys, report
-    return model
+    config = package.SkyworkChatConfig.from_pretrained(checkpoints.GOLDEN)
+    return models.build_internvl(config, checkpoints.golden("model"), checkpoints.GOLDEN_IMAGE_TOKEN)
 
 
 def test_internvl_features_and_logits(golden_model, internvl):
