@@ -1,0 +1,263 @@
+"""What a checkpoint needs in memory, whether it fits, and the settings to use.
+
+    python -m serving.memory_plan --gpus 80,80                       # 38B in bf16 on two cards of 80 GB
+    python -m serving.memory_plan --gpus 24 --quantization nf4 --offload-vision --kv-bits 4 --context 8192
+    python -m serving.memory_plan --model nano --gpus 8 --json
+
+Sizes come from the configuration alone (built on the meta device); no weights and no GPU are needed. Memory is given in
+GB of a card's name (10^9 bytes; CUDA reports a little more), less what the driver and the allocator keep.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from training.nano.package import load_package
+
+package = load_package()
+DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# Bytes of a weight of the decoder layers: nf4 has a byte-sized scale for each 64 weights (QLoRA, arXiv:2305.14314,
+# with double quantization), int8 a float scale for each row
+QUANTIZED_BYTES = {"none": None, "int8": 1.01, "nf4": 0.5 + 1.0 / 64 + 4.0 / (64 * 256)}
+KV_GROUP, KV_RESIDUAL = 64, 128  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
+RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
+ALLOCATOR_SLACK = 1.05  # of everything: what the caching allocator loses to fragments
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One consumer of memory on the first GPU, or (`spread`) over all of them in proportion to decoder layers."""
+
+    name: str
+    bytes: int
+    spread: bool = False
+    on_host: bool = False
+
+
+def count_parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def kv_bytes_per_token(llm_config, dtype_bytes, kv_bits=None):
+    """Key and value of one token in all layers.
+
+    Args:
+        kv_bits: 2, 4 or 8 of a quantized cache, or None for one in the model's dtype.
+    """
+    head_size = llm_config.hidden_size // llm_config.num_attention_heads
+    values = 2 * llm_config.num_hidden_layers * llm_config.num_key_value_heads * head_size
+    if kv_bits is None:
+        return values * dtype_bytes
+    return values * (kv_bits / 8 + 2 * dtype_bytes / KV_GROUP)
+
+
+def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=1, kv_bits=None, offload_vision=False):
+    """What is needed, part by part.
+
+    Args:
+        config: `SkyworkChatConfig`.
+        dtype: of all weights that are not quantized, and of activations and cache.
+        quantization: of the decoder layers: "none", "int8" or "nf4".
+        context: tokens of prompt and answer, of each of `batch` conversations.
+        kv_bits: bits of a quantized cache, or None.
+        offload_vision: the vision tower lives in host memory and goes through the GPU module by module.
+
+    Returns:
+        (list of `Part`, bytes of each decoder layer).
+    """
+    wide = DTYPE_BYTES[dtype]
+    with torch.device("meta"):
+        model = package.SkyworkChatModel(config)
+    llm, vision = config.llm_config, config.vision_config
+    layer_bytes = QUANTIZED_BYTES[quantization] or wide
+    layers = [round(layer_bytes * count_parameters(layer)) for layer in model.language_model.model.layers]
+    tower = wide * count_parameters(model.vision_model)
+    own = [[p.numel() for p in module.parameters(recurse=False)] for module in model.vision_model.modules()]
+    largest_module = wide * max(sum(sizes) for sizes in own)
+    # A chunk of tiles: the residual stream, its norm, and the widest pair of tensors that live at once
+    positions = package.modeling.POSITIONS_PER_CHUNK
+    chunk = positions * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size)) * wide
+    # Prefill: the residual stream and its norm, gate and up and their product
+    prefill = batch * context * (2 * llm.hidden_size + 3 * llm.intermediate_size) * wide
+    full_cache = batch * context * kv_bytes_per_token(llm, wide, kv_bits)
+    if kv_bits is not None:
+        full_cache += batch * min(context, KV_RESIDUAL) * kv_bytes_per_token(llm, wide)
+    embeddings = wide * (
+        count_parameters(model.get_input_embeddings())
+        + (0 if config.tie_word_embeddings else count_parameters(model.get_output_embeddings()))
+        + count_parameters(model.language_model.model.norm)
+    )
+    parts = [
+        Part("vision tower" + (" (in host memory)" if offload_vision else ""), tower, on_host=offload_vision),
+        Part("projector", wide * count_parameters(model.mlp1)),
+        Part("embeddings and head", embeddings),
+        Part(f"decoder layers ({quantization if quantization != 'none' else dtype})", sum(layers), spread=True),
+        Part(f"KV cache ({kv_bits} bit)" if kv_bits else f"KV cache ({dtype})", round(full_cache), spread=True),
+        # They are not needed at the same time: images are encoded before the prompt is read
+        Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill)),
+    ]
+    if offload_vision:
+        parts.append(Part("vision tower, the module in passage", largest_module))
+    return parts, layers
+
+
+@dataclasses.dataclass
+class Plan:
+    """Where everything goes.
+
+    Attributes:
+        layers_of_gpu: decoder layers on each GPU.
+        used, usable: bytes of each GPU.
+        problem: why it does not fit, or None.
+    """
+
+    parts: list
+    layers_of_gpu: list
+    used: list
+    usable: list
+    problem: str | None = None
+
+
+def plan(config, gpus, **settings):
+    """Spread a model over GPUs as `device_map="split"` does.
+
+    Args:
+        gpus: bytes of each.
+        settings: as for `memory_parts`.
+    """
+    parts, layers = memory_parts(config, **settings)
+    first = sum(part.bytes for part in parts if not part.spread and not part.on_host)
+    cache = sum(part.bytes for part in parts if part.spread and part.name.startswith("KV"))
+    loaded_layers = [ALLOCATOR_SLACK * (layer + cache / len(layers)) for layer in layers]
+    usable = [gpu - RESERVE for gpu in gpus]
+    try:
+        counts = package.device_map.split_layers(loaded_layers, ALLOCATOR_SLACK * first, usable)
+    except ValueError as error:
+        return Plan(parts, [], [], usable, str(error))
+    used = [count * loaded_layers[0] for count in counts]
+    used[0] += ALLOCATOR_SLACK * first
+    return Plan(parts, counts, used, usable)
+
+
+def longest_context(config, gpus, **settings):
+    """The most tokens of context that fit, in steps of 256, at most the model's; 0 if none do."""
+    limit = config.llm_config.max_position_embeddings
+    low, high = 0, limit // 256
+    while low < high:
+        middle = (low + high + 1) // 2
+        if plan(config, gpus, **{**settings, "context": 256 * middle}).problem is None:
+            low = middle
+        else:
+            high = middle - 1
+    return 256 * low
+
+
+def advice(config, gpus, **settings):
+    """Plans that fit, from the least to the most that is given up; a list of (description, settings, plan)."""
+    steps = (
+        ("as it is", {}),
+        ("the vision tower in host memory", {"offload_vision": True}),
+        ("decoder layers in int8", {"quantization": "int8"}),
+        ("decoder layers in nf4", {"quantization": "nf4"}),
+        ("nf4, the vision tower in host memory", {"quantization": "nf4", "offload_vision": True}),
+        (
+            "nf4, vision tower in host memory, 4-bit cache",
+            {"quantization": "nf4", "offload_vision": True, "kv_bits": 4},
+        ),
+    )
+    tried = [(text, {**settings, **change}) for text, change in steps]
+    return [(text, new, found) for text, new in tried if (found := plan(config, gpus, **new)).problem is None]
+
+
+def loading_code(settings, gpus):
+    """The call that loads a model as planned, and what goes into the generation config."""
+    arguments = [f'torch_dtype="{"float32" if settings["dtype"] == "fp32" else "bfloat16"}"', 'device_map="split"']
+    arguments += {"int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"], "none": []}[settings["quantization"]]
+    if settings["offload_vision"]:
+        arguments.append("offload_vision=True")
+    lines = [f"AutoModel.from_pretrained(path, {', '.join(arguments)}, trust_remote_code=True)"]
+    if settings["kv_bits"]:
+        cache_config = {"backend": "quanto", "nbits": settings["kv_bits"]}
+        lines.append(
+            f"generation_config = {{'cache_implementation': 'quantized', 'cache_config': {cache_config}, ...}}"
+        )
+    elif settings["quantization"] == "none" and not settings["offload_vision"]:
+        size = max(n for n in (1, 2, 4, 8) if n <= len(gpus))
+        lines.append(
+            f"vllm serve <path> --trust-remote-code --tensor-parallel-size {size} "
+            f"--max-model-len {settings['context']} --reasoning-parser deepseek_r1"
+        )
+    return lines
+
+
+def load_config(path):
+    """The configuration of a checkpoint's directory or of a config.json.
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--model {path}: expected a checkpoint's directory or a config.json.")
+    return package.SkyworkChatConfig(**json.loads(path.read_text()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(Path(__file__).resolve().parents[1]), help="directory or config.json")
+    parser.add_argument("--gpus", required=True, help="memory of each in GB, such as 80,80")
+    parser.add_argument("--dtype", choices=DTYPE_BYTES, default="bf16")
+    parser.add_argument("--quantization", choices=QUANTIZED_BYTES, default="none", help="of the decoder layers")
+    parser.add_argument("--context", type=int, default=8192, help="tokens of prompt and answer together")
+    parser.add_argument("--batch", type=int, default=1, help="conversations at once")
+    parser.add_argument("--kv-bits", type=int, choices=(2, 4, 8), help="of a quantized KV cache")
+    parser.add_argument("--offload-vision", action="store_true", help="keep the vision tower in host memory")
+    parser.add_argument("--json", action="store_true", help="JSON rather than text")
+    arguments = parser.parse_args()
+    try:
+        gpus = [float(size) * 1e9 for size in arguments.gpus.split(",")]
+    except ValueError:
+        parser.error(f"--gpus {arguments.gpus}: expected numbers of GB with commas between them, such as 80,80")
+    if arguments.context < 1 or arguments.batch < 1 or min(gpus) <= 0:
+        parser.error("--context, --batch and --gpus must be positive")
+    config = load_config(arguments.model)
+    limit = config.llm_config.max_position_embeddings
+    if arguments.context > limit:
+        print(f"The model's context ends at {limit} tokens; planning for that.", file=sys.stderr)
+        arguments.context = limit
+    names = ("dtype", "quantization", "context", "batch", "kv_bits", "offload_vision")
+    settings = {name: getattr(arguments, name) for name in names}
+    found = plan(config, gpus, **settings)
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(found), "longest_context": longest_context(config, gpus, **settings)}))
+        return 0 if found.problem is None else 1
+    for part in found.parts:
+        print(f"{part.bytes / 1e9:8.2f} GB  {part.name}")
+    for gpu, (used, usable) in enumerate(zip(found.used, found.usable)):
+        print(f"GPU {gpu}: {found.layers_of_gpu[gpu]} layers, {used / 1e9:.1f} of {usable / 1e9:.1f} GB usable")
+    if found.problem is None:
+        print(f"Fits. The longest context that does: {longest_context(config, gpus, **settings)} tokens.")
+        print("\n".join(loading_code(settings, gpus)))
+        return 0
+    print(f"Does not fit: {found.problem}")
+    fitting = advice(config, gpus, **settings)
+    if fitting:
+        text, new, _ = fitting[0]
+        print(f"This does: {text} (up to {longest_context(config, gpus, **new)} tokens)")
+        print("\n".join(loading_code(new, gpus)))
+    else:
+        print("Nothing here makes it fit at this context: add GPUs or shorten the context.")
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")

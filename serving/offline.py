@@ -1,0 +1,258 @@
+"""Answers a file of questions without a server: JSONL in, JSONL out, resumable.
+
+    python -m serving.offline questions.jsonl answers.jsonl --model nano
+    python -m serving.offline questions.jsonl answers.jsonl --model Skywork/Skywork-R1V-38B --tensor-parallel 4
+
+A line in:  {"id": "7", "question": "What is this?", "images": ["a.jpg"], "system": "…", "history": [["Hi", "…"]]};
+all but `question` may be missing; paths are relative to the file; without an id a line's number is its id.
+A line out: {"id", "question", "thinking", "answer", "text", "tokens"}, or {"id", "question", "error"}.
+
+On vLLM where it is installed (continuous batching); otherwise on transformers, in batches of questions that are as long
+as each other. Run again after an interruption it answers what is missing; failed lines are tried again.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from preprocessor.image_loading import open_image
+from training.nano.package import load_package
+
+package = load_package()
+LINES_PER_CALL = 256  # of vLLM, which schedules within a call; what is done by then is on disk
+
+
+class LineError(ValueError):
+    """A line of the input that cannot be asked; the message says which and why."""
+
+
+def read_questions(path):
+    """The questions of a JSONL file, checked, image paths made absolute.
+
+    Raises:
+        LineError: a line that is not JSON, has no question, an unknown key, a repeated id, or names a missing image.
+    """
+    path, questions, ids = Path(path), [], set()
+    known = {"id", "question", "images", "system", "history"}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise LineError(f"{where}: not JSON ({error}).") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
+            raise LineError(f'{where}: expected an object with a "question".')
+        if set(entry) - known:
+            raise LineError(f"{where}: unknown {sorted(set(entry) - known)}; expected some of {sorted(known)}.")
+        entry = {"id": str(number), "images": [], "system": None, "history": [], **entry}
+        if isinstance(entry["images"], str):
+            entry["images"] = [entry["images"]]
+        entry["id"] = str(entry["id"])
+        if entry["id"] in ids:
+            raise LineError(f"{where}: the id {entry['id']!r} is there twice.")
+        ids.add(entry["id"])
+        entry["images"] = [str((path.parent / image).resolve()) for image in entry["images"]]
+        missing = [image for image in entry["images"] if not Path(image).is_file()]
+        if missing:
+            raise LineError(f"{where}: no such image file: {missing[0]}.")
+        questions.append(entry)
+    return questions
+
+
+def answered(path):
+    """Ids that an earlier run has answered; half a line at the end, and its errors, are taken out of the file."""
+    path = Path(path)
+    if not path.exists():
+        return set()
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the line that was being written when the run was killed
+            continue
+        if "error" not in entry:
+            kept.append(entry)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
+    temporary.replace(path)
+    return {entry["id"] for entry in kept}
+
+
+def record(question, text, tokens):
+    """A line of the output."""
+    thinking, answer = package.conversation.split_thinking(text)
+    return {
+        "id": question["id"],
+        "question": question["question"],
+        "thinking": thinking,
+        "answer": answer,
+        "text": text,
+        "tokens": tokens,
+    }
+
+
+def failure(question, error):
+    return {"id": question["id"], "question": question["question"], "error": str(error)}
+
+
+class TransformersEngine:
+    """`batch_chat`, in batches of questions with about as many image tiles and as long a text."""
+
+    def __init__(self, model, dtype, batch_size, max_new_tokens, device=None):
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        device_map = "split" if device is None and torch.cuda.is_available() else device
+        self.model = AutoModel.from_pretrained(
+            model, torch_dtype=getattr(torch, dtype), device_map=device_map, trust_remote_code=True
+        ).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+        self.batch_size = batch_size
+        self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+
+    def answers(self, questions):
+        """Records, as they come, in an order of their own."""
+        ordered = sorted(questions, key=lambda q: (len(q["images"]), len(q["question"]) + len(str(q["history"]))))
+        # A batch shares its system message
+        groups = {}
+        for question in ordered:
+            groups.setdefault(question["system"], []).append(question)
+        for system, group in groups.items():
+            for start in range(0, len(group), self.batch_size):
+                yield from self._batch(group[start : start + self.batch_size], system)
+
+    def _batch(self, batch, system):
+        try:
+            texts = self.model.batch_chat(
+                self.tokenizer,
+                [question["images"] or None for question in batch],
+                [question["question"] for question in batch],
+                self.options,
+                history=[[tuple(turn) for turn in question["history"]] for question in batch],
+                system_message=system,
+            )
+        except (ValueError, OSError) as error:  # one bad question must not cost the others their answer
+            if len(batch) == 1:
+                yield failure(batch[0], error)
+                return
+            for question in batch:
+                yield from self._batch([question], system)
+            return
+        for question, text in zip(batch, texts):
+            yield record(question, text, len(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+
+
+def prompt_of(tokenizer, template, question):
+    """Ids of the prompt that `chat()` would build, with the plain text `<image>` where vLLM puts an image's tokens."""
+    asked = package.conversation.place_images(question["question"], question["history"], len(question["images"]))
+    conversation = package.conversation.open_conversation(
+        template, asked, question["history"], question["system"] or ""
+    )
+    one_token = "<img><IMG_CONTEXT></img>"
+    parts, ids = [[]], []
+    for text, is_control in conversation.segments([1] * len(question["images"])):
+        if is_control and text == one_token:
+            parts.append([])
+        else:
+            parts[-1].append((text, is_control))
+    placeholder = tokenizer(package.conversation.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
+    for number, part in enumerate(parts):
+        ids += placeholder if number else []
+        ids += package.conversation.encode_segments(tokenizer, part, "" if number else conversation.begin)
+    return ids
+
+
+class VllmEngine:
+    """vLLM's offline engine, which batches continuously."""
+
+    def __init__(self, model, dtype, max_new_tokens, tensor_parallel, max_images, extra):
+        from transformers import AutoConfig, AutoTokenizer
+        from vllm import LLM, SamplingParams
+
+        config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        self.template = package.conversation.get_conv_template(config.template)
+        self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+        self.llm = LLM(
+            model=model,
+            dtype=dtype,
+            trust_remote_code=True,
+            tensor_parallel_size=tensor_parallel,
+            limit_mm_per_prompt={"image": max_images},
+            **extra,
+        )
+        self.sampling = SamplingParams(temperature=0, max_tokens=max_new_tokens)
+
+    def answers(self, questions):
+        """Records, in calls of `LINES_PER_CALL` questions."""
+        for start in range(0, len(questions), LINES_PER_CALL):
+            batch = questions[start : start + LINES_PER_CALL]
+            prompts = [self._prompt(question) for question in batch]
+            outputs = self.llm.generate(prompts, self.sampling, use_tqdm=False)
+            for question, output in zip(batch, outputs):
+                text = output.outputs[0].text.strip()
+                yield record(question, text, len(output.outputs[0].token_ids))
+
+    def _prompt(self, question):
+        prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
+        if question["images"]:
+            prompt["multi_modal_data"] = {"image": [open_image(path) for path in question["images"]]}
+        return prompt
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("questions", type=Path)
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("--model", default=str(Path(__file__).resolve().parents[1] / "nano"))
+    parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--max-new-tokens", type=int, default=8192)
+    parser.add_argument("--batch-size", type=int, default=8, help="on transformers")
+    parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs, on vLLM")
+    parser.add_argument("--vllm-options", type=json.loads, default={}, help="more arguments of vLLM's LLM, as JSON")
+    arguments = parser.parse_args()
+    questions = read_questions(arguments.questions)
+    done = answered(arguments.answers)
+    remaining = [question for question in questions if question["id"] not in done]
+    if not remaining:
+        print(f"All {len(questions)} questions are answered.", file=sys.stderr)
+        return 0
+    use_vllm = arguments.engine == "vllm" or (
+        arguments.engine == "auto" and importlib.util.find_spec("vllm") is not None
+    )
+    if use_vllm:
+        most = max(1, max(len(question["images"]) for question in questions))
+        engine = VllmEngine(
+            arguments.model, arguments.dtype, arguments.max_new_tokens, arguments.tensor_parallel, most,
+            arguments.vllm_options,
+        )  # fmt: skip
+    else:
+        engine = TransformersEngine(arguments.model, arguments.dtype, arguments.batch_size, arguments.max_new_tokens)
+    failed = 0
+    with (
+        arguments.answers.open("a", encoding="utf-8") as output,
+        tqdm(total=len(questions), initial=len(questions) - len(remaining), unit="question") as progress,
+    ):
+        for entry in engine.answers(remaining):
+            output.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            output.flush()
+            failed += "error" in entry
+            progress.update()
+    if failed:
+        print(f"{failed} of {len(remaining)} questions failed; their lines say why.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run it again to go on")

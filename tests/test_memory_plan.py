@@ -1,0 +1,137 @@
+"""The memory plan: against sizes known beforehand, and against memory measured at small scale."""
+
+import copy
+import json
+import sys
+from functools import partial
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from benchmarks import measure, models
+from serving import memory_plan
+from tests import checkpoints
+
+GB = 1e9
+
+
+@pytest.fixture(scope="module")
+def config_38b():
+    return memory_plan.load_config(checkpoints.ROOT)
+
+
+def by_name(parts):
+    return {part.name.split(" (")[0]: part.bytes for part in parts}
+
+
+def test_weights_add_up_to_the_model(config_38b):
+    parts = by_name(memory_plan.memory_parts(config_38b)[0])
+    weights = ("vision tower", "projector", "embeddings and head", "decoder layers")
+    assert sum(parts[name] for name in weights) == 2 * 38_392_158_592
+
+
+def test_cache_of_38b(config_38b):
+    """64 layers × 8 heads × 128 × key and value × 2 bytes."""
+    assert memory_plan.kv_bytes_per_token(config_38b.llm_config, 2) == 64 * 8 * 128 * 2 * 2
+
+
+@pytest.mark.parametrize("gpus, settings, fits, reason", [
+    ([80, 80], {}, True, "76.8 GB of weights on two cards of 80 GB"),
+    ([80], {}, False, "76.8 GB of weights and no room for the rest"),
+    ([141], {"context": 65536}, True, "an H200 with a long context"),
+    ([24] * 4 + [48], {}, True, "uneven cards, the largest last"),
+    ([24], {"quantization": "nf4"}, False, "the vision tower alone takes 11 GB"),
+    ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4}, True, "one card of 24 GB at 8k tokens"),
+    ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4, "context": 65536}, False, "the long context"),
+    ([8], {"quantization": "nf4", "offload_vision": True, "kv_bits": 2}, False, "16 GB of layers"),
+])  # fmt: skip
+def test_what_fits(config_38b, gpus, settings, fits, reason):
+    plan = memory_plan.plan(config_38b, [size * GB for size in gpus], **{"context": 8192, **settings})
+    assert (plan.problem is None) == fits, f"{reason}: {plan.problem or plan.used}"
+    if fits:
+        assert sum(plan.layers_of_gpu) == 64 and all(u <= a for u, a in zip(plan.used, plan.usable))
+
+
+def test_longest_context_fits_and_a_longer_one_does_not(config_38b):
+    settings = {"quantization": "nf4", "offload_vision": True, "kv_bits": 4}
+    longest = memory_plan.longest_context(config_38b, [24 * GB], **settings)
+    assert 8192 <= longest < 131072
+    assert memory_plan.plan(config_38b, [24 * GB], **settings, context=longest).problem is None
+    assert memory_plan.plan(config_38b, [24 * GB], **settings, context=longest + 512).problem is not None
+
+
+def test_advice_gives_up_as_little_as_possible(config_38b):
+    settings = {"dtype": "bf16", "quantization": "none", "context": 4096, "kv_bits": None, "offload_vision": False}
+    advised = memory_plan.advice(config_38b, [48 * GB], **settings)
+    assert advised[0][1]["quantization"] == "int8" or advised[0][1]["quantization"] == "nf4"
+    assert memory_plan.advice(config_38b, [4 * GB], **settings) == []
+
+
+class TestAgainstMeasuredMemory:
+    """What really is allocated, at widths that make every part larger than the noise."""
+
+    @pytest.fixture(scope="class")
+    def config(self):
+        return models.build_config("300m", "0.5b", vision_layers=2, language_layers=4)
+
+    @pytest.fixture(scope="class")
+    def model(self, config):
+        return models.build_ours(config, dtype=torch.bfloat16)
+
+    @pytest.mark.parametrize("context", [512, 2048])
+    def test_cache_is_exact(self, config, model, context):
+        cache = DynamicCache()
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        parts = by_name(memory_plan.memory_parts(config, context=context)[0])
+        assert held == parts["KV cache"]
+
+    def test_encoding_tiles(self, config, model):
+        chunk = memory_plan.package.modeling.POSITIONS_PER_CHUNK // 1025
+        pixels = torch.randn(chunk, 3, 448, 448, dtype=torch.bfloat16)
+        with torch.no_grad():
+            model.extract_feature(pixels)
+            measured = measure.peak_memory(lambda: model.extract_feature(pixels))
+        planned = by_name(memory_plan.memory_parts(config, context=1)[0])["activations"]
+        assert 0.5 < planned / measured < 2, (planned, measured)
+
+    def test_reading_a_prompt(self, config, model):
+        ids = torch.zeros(1, 4096, dtype=torch.long)
+        with torch.no_grad():
+            run = partial(model, input_ids=ids, use_cache=False, logits_to_keep=1)
+            run()
+            measured = measure.peak_memory(run)
+        config = copy.deepcopy(config)
+        config.vision_config.hidden_size, config.vision_config.intermediate_size = 16, 64  # encoding takes next to none
+        planned = by_name(memory_plan.memory_parts(config, context=4096)[0])["activations"]
+        assert 0.5 < planned / measured < 2, (planned, measured)
+
+
+class TestCommand:
+    def call(self, monkeypatch, capsys, *arguments):
+        monkeypatch.setattr(sys, "argv", ["memory_plan", *arguments])
+        code = memory_plan.main()
+        return code, capsys.readouterr().out
+
+    def test_fits(self, monkeypatch, capsys):
+        code, text = self.call(monkeypatch, capsys, "--gpus", "80,80")
+        assert code == 0 and 'device_map="split"' in text and "--tensor-parallel-size 2" in text
+
+    def test_does_not_fit_and_says_what_would(self, monkeypatch, capsys):
+        code, text = self.call(monkeypatch, capsys, "--gpus", "24")
+        assert code == 1 and "load_in_4bit=True" in text and "offload_vision=True" in text and "quantized" in text
+
+    def test_json(self, monkeypatch, capsys):
+        code, text = self.call(monkeypatch, capsys, "--gpus", "8", "--model", str(checkpoints.NANO), "--json")
+        assert code == 0 and json.loads(text)["layers_of_gpu"] == [5]
+
+    @pytest.mark.parametrize("arguments", [["--gpus", "many"], ["--gpus", "24", "--context", "0"]])
+    def test_bad_arguments(self, monkeypatch, capsys, arguments):
+        with pytest.raises(SystemExit):
+            self.call(monkeypatch, capsys, *arguments)
+
+    def test_no_such_model(self, monkeypatch, capsys):
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            self.call(monkeypatch, capsys, "--gpus", "24", "--model", "/nowhere")
