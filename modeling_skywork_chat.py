@@ -53,6 +53,7 @@ from .transformers_compat import (
     clear_own_attention,
     fill_unless_loaded,
     generate_from_embeddings,
+    hoist_quantization,
     load_image_processor,
     loading_keywords,
     resolve_attention_of_config,
@@ -171,6 +172,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             hub = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
             config = cls.config_class.from_pretrained(config or pretrained_model_name_or_path, **hub)
         config = copy.deepcopy(config)
+        hoist_quantization(config)
         kwargs = loading_keywords(kwargs, config, use_flash_attn, load_in_8bit, load_in_4bit)
         if kwargs.get("attn_implementation") is not None:
             clear_own_attention(config)

@@ -3,6 +3,7 @@
 The model files read as if there were one version; supported are 4.37 to 5.23 (see the table in the README).
 """
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -17,6 +18,8 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS_VERSION = version.parse(transformers.__version__)
+# Modules that stay in full width where weights are quantized: they are small and lose most
+KEPT_WHOLE = ("vision_model", "mlp1", "language_model.lm_head")
 HALF_PRECISION = (torch.float16, torch.bfloat16, "float16", "bfloat16")
 
 
@@ -148,6 +151,8 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
         keywords.setdefault("low_cpu_mem_usage", True)
     if load_in_8bit or load_in_4bit:
         keywords.setdefault("quantization_config", _bitsandbytes_config(load_in_8bit))
+    elif keywords.get("quantization_config") is not None:
+        keywords["quantization_config"] = language_layers_only(keywords["quantization_config"])
     requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
     dtype = keywords.get("dtype", keywords.get("torch_dtype"))
     resolved = choose_attention(requested, use_flash_attn, dtype)
@@ -156,14 +161,40 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
     return keywords
 
 
+def language_layers_only(quantization_config):
+    """A copy of the user's quantization config in which the vision tower, the projector and the head are kept.
+
+    A list of the user's own, of what is to be kept, is taken as it is.
+    """
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes' name, and everybody else's
+        if hasattr(quantization_config, name) and getattr(quantization_config, name) is None:
+            setattr(quantization_config, name, list(KEPT_WHOLE))
+    return quantization_config
+
+
+def hoist_quantization(config):
+    """Let transformers see a checkpoint's quantization that its config has inside `llm_config`.
+
+    The published AWQ variant has it there, where engines look; transformers looks at the top level only. The config is
+    changed in place, which here is a copy of the caller's.
+    """
+    own = getattr(config.llm_config, "quantization_config", None)
+    if own is None or getattr(config, "quantization_config", None) is not None:
+        return
+    own = dict(own if isinstance(own, dict) else own.to_dict())
+    if not own.get("modules_to_not_convert"):
+        own["modules_to_not_convert"] = list(KEPT_WHOLE)
+    config.quantization_config = own
+
+
 def _bitsandbytes_config(load_in_8bit):
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ImportError(
             f"load_in_{'8' if load_in_8bit else '4'}bit=True needs bitsandbytes, which is not installed: "
             "pip install bitsandbytes, or load without it."
         )
-    # The vision tower and the projector are small and lose most
-    skipped = ["vision_model", "mlp1", "lm_head"]
+    skipped = list(KEPT_WHOLE)
     if load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(

@@ -1,6 +1,7 @@
 """Scores a checkpoint on the nano tasks, on pictures drawn afresh.
 
     python -m evaluation.nano --model nano --count 500 --seed 12345
+    python -m evaluation.nano --model nano --quantization "bitsandbytes nf4"
 
 Draws `count` pictures of each task (training uses the seeds below 100,000 of another generator stream), asks through
 `batch_chat` with PIL images, greedily, and compares what is in the last \\boxed{}. Prints a table with 95 % Wilson
@@ -19,6 +20,7 @@ import torch
 import transformers
 from transformers import AutoModel, AutoTokenizer
 
+from evaluation.quantization import QUANTIZATIONS, stored_bytes
 from training.nano import draw
 
 TASKS = {"calculation": draw.draw_calculation, "counting": draw.draw_shapes}
@@ -69,9 +71,14 @@ def main():
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--show-wrong", type=int, default=0, help="print so many wrong answers of each task")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="of the decoder layers")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of everything else")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    model = AutoModel.from_pretrained(arguments.model, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    loading = QUANTIZATIONS[arguments.quantization]()
+    model = AutoModel.from_pretrained(
+        arguments.model, torch_dtype=getattr(torch, arguments.dtype), trust_remote_code=True, **loading
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=True)
     results, begun = {}, time.time()
 
@@ -86,7 +93,16 @@ def main():
         print(f"{task:12} {right}/{arguments.count} = {right / arguments.count:.1%}  (95 %: {low:.1%} to {high:.1%})")
         for index, size, expected, answer in wrong[: arguments.show_wrong]:
             print(f"  #{index} {size}: expected {expected}, said {answer!r}")
-    print(json.dumps({"seed": arguments.seed, "seconds": round(time.time() - begun), "tasks": results}))
+    record = {
+        "seed": arguments.seed,
+        "seconds": round(time.time() - begun),
+        "quantization": arguments.quantization,
+        "dtype": arguments.dtype,
+        "bytes": {part: stored_bytes(getattr(model, part)) for part in ("vision_model", "mlp1", "language_model")},
+        "decoder_layers_bytes": stored_bytes(model.get_decoder().layers),
+        "tasks": results,
+    }
+    print(json.dumps(record))
 
 
 if __name__ == "__main__":
