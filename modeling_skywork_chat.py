@@ -51,6 +51,7 @@ from .transformers_compat import (
     bytes_per_parameter,
     cached_length,
     clear_own_attention,
+    compiled_decoding,
     fill_unless_loaded,
     generate_from_embeddings,
     hoist_quantization,
@@ -848,6 +849,11 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
             num_items_in_batch=num_items_in_batch,
             **kwargs,
         )
+
+    def generate(self, inputs=None, generation_config=None, *arguments, **keywords):
+        """As transformers', with compiled decoding wherever `cache_implementation="static"` is asked for."""
+        keywords = compiled_decoding(keywords, generation_config, self.device)
+        return super().generate(inputs, generation_config, *arguments, **keywords)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """Repeat each row for beams or several samples, and with it all of its tiles in their order.

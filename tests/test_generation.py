@@ -1,6 +1,7 @@
 """Stopping, streaming, thinking budgets, kept images: what is written is what a plain call writes, or its beginning."""
 
 import gc
+import os
 import threading
 import time
 
@@ -233,3 +234,105 @@ def test_other_image_tokens_are_refused(nano_model, nano_tokenizer, name):
         nano_model.chat(nano_tokenizer, None, "Hi", GREEDY, **{name: "<picture>"})
     with pytest.raises(ValueError, match="image tokens"):
         nano_model.batch_chat(nano_tokenizer, None, ["Hi"], GREEDY, **{name: "<picture>"})
+
+
+class TestFasterDecoding:
+    """Options of the generation config that change the time and not the tokens."""
+
+    QUESTIONS = [(CALCULATION, "Calculate."), (COUNTING, "Count the shapes."), (None, "What is 12 + 34?")]
+
+    @pytest.mark.parametrize("options", [
+        {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 6},
+    ], ids=["static cache, compiled", "prompt lookup"])  # fmt: skip
+    def test_same_tokens_in_chat_and_stream(self, nano_model, nano_tokenizer, options):
+        for image, question in self.QUESTIONS:
+            expected = nano_model.chat(nano_tokenizer, image, question, GREEDY)
+            assert nano_model.chat(nano_tokenizer, image, question, {**GREEDY, **options}) == expected
+        stream = nano_model.chat_stream(nano_tokenizer, image, question, {**GREEDY, **options})
+        assert "".join(stream).strip() == expected
+
+    def test_static_cache_in_a_batch_and_in_the_standard_class(self, nano_model, nano_standard, nano_tokenizer):
+        images, questions = zip(*self.QUESTIONS)
+        static = {**GREEDY, "cache_implementation": "static"}
+        plain = nano_model.batch_chat(nano_tokenizer, list(images), list(questions), GREEDY)
+        assert nano_model.batch_chat(nano_tokenizer, list(images), list(questions), static) == plain
+        prompt = nano_tokenizer("<｜User｜>\nWhat is 12 + 34?<｜Assistant｜><think>\n", return_tensors="pt")
+        assert torch.equal(nano_standard.generate(**prompt, **static), nano_standard.generate(**prompt, **GREEDY))
+
+    def test_static_cache_compiles_on_a_cpu(self, nano_model, nano_tokenizer, monkeypatch):
+        calls = []
+        compiled = type(nano_model.language_model).get_compiled_call
+        monkeypatch.setattr(
+            type(nano_model.language_model),
+            "get_compiled_call",
+            lambda self, config: calls.append(config) or compiled(self, config),
+        )
+        options = {"max_new_tokens": 2, "do_sample": False}
+        nano_model.chat(nano_tokenizer, None, "Hi", options)
+        assert not calls
+        nano_model.chat(nano_tokenizer, None, "Hi", {**options, "cache_implementation": "static"})
+        assert len(calls) == 1
+
+    def test_thinking_budget_with_prompt_lookup(self, nano_model, nano_tokenizer):
+        options = {**GREEDY, "prompt_lookup_num_tokens": 6}
+        expected = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", GREEDY, thinking_budget=9)
+        assert nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", options, thinking_budget=9) == expected
+
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
+    """After 200 mixed calls as after 20, within 2 %."""
+
+    def call(number):
+        image, question = [(CALCULATION, "Calculate."), (COUNTING, "Count."), (None, "What is 2 + 3?")][number % 3]
+        options = {"max_new_tokens": 12, "do_sample": False}
+        kind = number % 4
+        if kind == 0:
+            nano_model.batch_chat(nano_tokenizer, [image, None], [question, "What is 1 + 1?"], options)
+        elif kind == 1:
+            list(nano_model.chat_stream(nano_tokenizer, image, question, options, thinking_budget=4))
+        elif kind == 2:
+            with nano_model.chat_stream(nano_tokenizer, image, question, LONG) as stream:
+                next(stream)  # and leave it
+        else:
+            nano_model.chat(nano_tokenizer, image, question, options, return_history=True)
+
+    for number in range(20):
+        call(number)
+    gc.collect()
+    before, threads = resident(), threading.active_count()
+    for number in range(20, 200):
+        call(number)
+    gc.collect()
+    assert resident() < 1.02 * before and threading.active_count() <= threads
+
+
+@pytest.mark.slow
+def test_eight_threads_for_a_minute(nano_model, nano_tokenizer):
+    """Every answer is the one that the question gets alone."""
+    options = {"max_new_tokens": 64, "do_sample": False}
+    files = sorted(str(path) for path in IMAGES.glob("*.png"))
+    questions = [(file, "Calculate." if "calculation" in file else "Count the shapes.") for file in files]
+    questions += [([CALCULATION, COUNTING], "<image>\n<image>\nHow many?"), (None, "What is 12 + 34?")]
+    expected = [nano_model.chat(nano_tokenizer, image, question, options) for image, question in questions]
+    wrong, done, deadline = [], [], time.time() + 60
+
+    def work(offset):
+        number = offset
+        while time.time() < deadline:
+            index = number % len(questions)
+            answer = nano_model.chat(nano_tokenizer, *questions[index], options)
+            (done if answer == expected[index] else wrong).append((index, answer))
+            number += 3
+
+    workers = [threading.Thread(target=work, args=(offset,)) for offset in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong and len(done) >= 16

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -22,6 +23,7 @@ from transformers import (
 from tests import checkpoints
 from training.nano.package import load_package
 
+package = load_package()
 OPTIONS = {"torch_dtype": torch.float32, "trust_remote_code": True}
 
 
@@ -86,6 +88,31 @@ def test_cpu_and_disk_offload(golden_path, tmp_path):
     model = AutoModel.from_pretrained(golden_path, device_map=names, offload_folder=str(tmp_path), **OPTIONS)
     assert model.language_model.model.layers[0].mlp.up_proj.weight.device.type == "meta"
     assert_golden(model)
+
+
+def test_offload_vision_needs_the_split_map(golden_path):
+    with pytest.raises(ValueError, match="offload_vision=True goes with device_map='split'"):
+        AutoModel.from_pretrained(golden_path, offload_vision=True, **OPTIONS)
+
+
+def test_offload_vision_plans_without_the_tower(golden_path, monkeypatch):
+    """The map that accelerate gets: the tower on the host, the rest on the GPU, which needs no room for the tower."""
+    config = package.SkyworkChatConfig.from_pretrained(checkpoints.ROOT)
+    monkeypatch.setattr(package.modeling, "free_memory", lambda: [70_000_000_000])
+    with pytest.raises(ValueError, match="does not fit"):
+        package.SkyworkChatModel._split_device_map(config, 2, 2)
+    device_map = package.SkyworkChatModel._split_device_map(config, 2, 2, offload_vision=True)
+    assert device_map.pop("vision_model") == "cpu" and set(device_map.values()) == {0}
+
+
+def test_answers_with_the_vision_tower_passing_through(nano_model, nano_tokenizer):
+    """accelerate's hooks hold the tower's weights apart and bring each module's when it computes, as on a GPU."""
+    model = AutoModel.from_pretrained(checkpoints.NANO, **OPTIONS).eval()
+    cpu_offload(model.vision_model, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.vision_model.parameters())
+    question = [str(checkpoints.ROOT / "examples" / "images" / "counting_1.png"), "Count.", {"max_new_tokens": 24}]
+    assert model.chat(nano_tokenizer, *question) == nano_model.chat(nano_tokenizer, *question)
+    assert all(parameter.is_meta for parameter in model.vision_model.parameters())
 
 
 def test_chat_with_offloaded_embeddings(tmp_path, nano_model, nano_tokenizer):
