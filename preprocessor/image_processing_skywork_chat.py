@@ -35,8 +35,9 @@ class SkyworkImageProcessor(BaseImageProcessor):
         apply_exif_orientation: turn photographs upright. The model card's `load_image` does not: turn it off for
             exactly its values on photographs that carry an orientation.
         alpha: "drop" (as the model card) or "white", see `open_image`.
-        fast_resize: resize with torch (bicubic, antialiased, on uint8) rather than with Pillow: faster, and at most 3
-            of 255 grey levels different, on noise (with Pillow 13; see benchmarks/NOTES.md).
+        fast_resize: resize with torch (bicubic, antialiased, on uint8) rather than with Pillow: faster, and within
+            3 of 255 grey levels on pictures, within 32 on white noise, where Pillow may take the axes in the other
+            order and clips in between (benchmarks/NOTES.md).
 
     Raises:
         ValueError: bounds that admit no grid, or a size that is not square.
@@ -169,20 +170,13 @@ def _resize(image, sizes):
 
 
 def _resize_on_tensors(image, sizes):
-    """As `_resize`, with torch's kernels for uint8.
-
-    One axis after the other, that with the smaller picture in between first: Pillow 13 does so, and rounds there.
-    """
+    """As `_resize`, with torch's kernels for uint8."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last in memory
-    resized = []
-    for width, height in sizes:
-        picture = pixels
-        across_first = width * image.height <= image.width * height
-        between = (image.height, width) if across_first else (height, image.width)
-        for size in (between, (height, width)):
-            picture = F.interpolate(picture, size=size, mode="bicubic", antialias=True, align_corners=False)
-        resized.append(picture[0].permute(1, 2, 0).contiguous())
-    return resized
+    resized = [
+        F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+        for width, height in sizes
+    ]
+    return [picture[0].permute(1, 2, 0).contiguous() for picture in resized]
 
 
 def _square_side(size):
