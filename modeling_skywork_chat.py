@@ -973,7 +973,12 @@ def _as_dict(generation_config):
 def _thinking_budget(tokenizer, template, budget, options, config):
     """The processor that closes the thinking as the template does where it is skipped."""
     closing = encode_segments(tokenizer, [(template.skipped_thinking, True)])
-    processor = ThinkingBudget(budget, closing, token_id(tokenizer, THINK_END), GENERATED_FROM)
+    think_end_id = token_id(tokenizer, THINK_END)
+    if think_end_id is None:
+        raise ValueError(
+            f"thinking_budget={budget}: the tokenizer has no token {THINK_END} that could close a thinking."
+        )
+    processor = ThinkingBudget(budget, closing, think_end_id, GENERATED_FROM)
     longest = options.get("max_new_tokens", getattr(config, "max_new_tokens", None))
     if longest is not None and longest <= budget + len(closing):
         raise ValueError(

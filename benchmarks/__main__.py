@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, InternVLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, InternVLForConditionalGeneration
 
 from benchmarks import measure, models
 from training.nano.package import load_package
@@ -258,6 +258,42 @@ def report_bandwidth(report, case, model, seconds_per_token, device):
     )
 
 
+def traces(preset, report, repeats):
+    """The nano checkpoint's own reasoning, through `chat()`: ways to decode that change the time and not the tokens."""
+    from training.nano import draw
+
+    model = AutoModel.from_pretrained(measure.ROOT / "nano", dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(measure.ROOT / "nano", trust_remote_code=True)
+    rng = np.random.default_rng(3)
+    drawings = [draw.draw_calculation(rng) for _ in range(max(1, preset.pictures // 4))]
+    images = [model.encode_images(drawing.image) for drawing in drawings]
+    long = 32 * preset.new_tokens
+    cases = {
+        "reasoning about pictures": (images, {"max_new_tokens": 160}),
+        f"a trace of {long} tokens that repeats itself": (images[:1], {"max_new_tokens": long, "min_new_tokens": long}),
+    }
+    options = {
+        "plain": {},
+        "static cache, compiled": {"cache_implementation": "static"},
+        "prompt lookup, 8 tokens": {"prompt_lookup_num_tokens": 8},
+    }
+    for case, (chosen, length) in cases.items():
+
+        def ask(how, chosen=chosen, length=length):
+            config = {"do_sample": False, **length, **options[how]}
+            return [model.chat(tokenizer, features, draw.CALCULATION_QUESTION, config) for features in chosen]
+
+        report.progress(f"traces, {case}")
+        answers = {how: ask(how) for how in options}
+        tokens = sum(len(tokenizer(answer)["input_ids"]) for answer in answers["plain"])
+        seconds = measure.alternate({how: partial(ask, how) for how in options}, repeats)
+        medians = {how: statistics.median(values) for how, values in seconds.items()}
+        for how in options:
+            same = sum(a == b for a, b in zip(answers[how], answers["plain"])) / len(chosen)
+            compared = {} if how == "plain" else {"ratio": measure.ratio(seconds, how, "plain")}
+            report.add("traces", case, how, round(tokens / medians[how], 1), "tokens/s", same_answers=same, **compared)
+
+
 def build_whole(preset):
     vision_shape, vision_layers, language, language_layers, dtype_name = preset.whole
     config = models.build_config(vision_shape, language, vision_layers, language_layers)
@@ -382,6 +418,7 @@ BENCHMARKS = {
     "vision": vision,
     "first-token": first_token,
     "decoding": decoding,
+    "traces": traces,
     "turns": turns,
     "loading": loading,
     "growth": growth,

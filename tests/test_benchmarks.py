@@ -64,7 +64,7 @@ def test_every_benchmark_runs(tmp_path):
     record = json.loads(output.splitlines()[-1])
     assert record == json.loads((tmp_path / "r.json").read_text())
     assert {row["benchmark"].split(" with")[0].split(",")[0] for row in record["rows"]} == {
-        "preprocessing", "vision", "first token", "decoding", "turns", "loading", "growth",
+        "preprocessing", "vision", "first token", "decoding", "traces", "turns", "loading", "growth",
     }  # fmt: skip
     assert record["machine"]["torch"] and record["machine"]["commit"]
 
