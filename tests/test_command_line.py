@@ -1,6 +1,7 @@
 """`make chat`: streamed output, and one clear line for everything that goes wrong."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -53,5 +54,6 @@ def test_failures_are_one_line(tmp_path, arguments, words):
     files = {"text": broken(tmp_path, "text.png", b"words"), "empty": broken(tmp_path, "empty.png", b"")}
     done = run(*[argument.format(**files) for argument in arguments])
     assert done.returncode == 1
-    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    # torch logs what torchao does when transformers imports it, where that is installed
+    errors = [line for line in done.stderr.splitlines() if line.strip() and not re.match(r"W\d{4} .*torch/", line)]
     assert len(errors) == 1 and errors[0].startswith("error: ") and words in errors[0], done.stderr

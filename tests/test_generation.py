@@ -62,7 +62,7 @@ class TestThinkingBudget:
     def test_chat_keeps_the_thinking_that_fits_and_answers(self, nano_model, nano_tokenizer, plain, budget):
         answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=budget)
         thinking, mark, final = answer.partition("</think>")
-        assert mark and "</think>" not in final
+        assert mark and final.strip()
         assert thinking.strip() == nano_tokenizer.decode(plain[1][:budget]).strip()
 
     def test_larger_than_the_thinking_changes_nothing(self, nano_model, nano_tokenizer, plain):
