@@ -20,7 +20,7 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from packaging import version  # noqa: E402
 from PIL import Image  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria  # noqa: E402
 
 from tests import checkpoints  # noqa: E402
 
@@ -102,6 +102,7 @@ def check_chat(path, pixel_values):
         model.chat(tokenizer, None, CONTROL_TEXT, options, mode="no-think", system_message="Be brief."),
         *model.batch_chat(tokenizer, pixel_values, ["What?", "Hello", "How?"], options, num_patches_list=[2, 0, 4]),
     ]
+    answers += long_answers(model, tokenizer, pixel_values, first)
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)
         assert json.loads((Path(saved) / "config.json").read_text())["architectures"] == ["SkyworkR1VChatModel"]
@@ -110,6 +111,29 @@ def check_chat(path, pixel_values):
         tokenizer = AutoTokenizer.from_pretrained(saved, trust_remote_code=True)
         assert again.chat(tokenizer, None, "Hello", options) == answers[4]
     return answers
+
+
+def long_answers(model, tokenizer, pixel_values, first):
+    """A thinking that is closed, a stream, images encoded once, an interrupt."""
+    question, tiles = "<image>\n<image>\nWhat?", [2, 4]
+    images = model.encode_images(pixel_values, tiles)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert model.chat(tokenizer, images, question, options) == first
+    stream = model.chat_stream(tokenizer, images, question, options)
+    assert "".join(stream).strip() == first and stream.answer == first
+    closed = model.chat(tokenizer, images, question, {**options, "max_new_tokens": 16}, thinking_budget=3)
+    assert "</think>" in closed
+
+    class Interrupt(StoppingCriteria):
+        def __call__(self, input_ids, scores, **kwargs):
+            raise KeyboardInterrupt
+
+    try:
+        model.chat(tokenizer, images, question, {**options, "stopping_criteria": [Interrupt()]})
+        raise AssertionError("the interrupt was lost")
+    except KeyboardInterrupt as interrupt:
+        assert len(interrupt.answers) == 1
+    return [closed]
 
 
 def check_config(path):
