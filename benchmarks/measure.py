@@ -140,15 +140,15 @@ class Report:
 
     def progress(self, text):
         if sys.stderr.isatty():
-            print(f"\r\033[K{text} ...", end="", file=sys.stderr, flush=True)
+            print(f"\r\033[K{text[:150]}", end="", file=sys.stderr, flush=True)
         else:
-            print(f"{text} ...", file=sys.stderr, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def add(self, benchmark, case, contender, value, unit, **more):
         """One figure; `more` may hold `ratio`, `limit` and `share` of the limit that is reached."""
-        self.record["rows"].append(
-            {"benchmark": benchmark, "case": case, "contender": contender, "value": value, "unit": unit, **more}
-        )
+        row = {"benchmark": benchmark, "case": case, "contender": contender, "value": value, "unit": unit, **more}
+        self.record["rows"].append(row)
+        self.progress(f"{benchmark}, {case}, {contender}: {value:.4g} {unit}")
 
     def add_times(self, benchmark, case, seconds, ours, amount=1, unit="s"):
         """A row for each contender: the median in seconds, or `amount` per second; ours against each other one.

@@ -39,7 +39,7 @@ LANGUAGE = {
         "num_hidden_layers": 5,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "vocab_size": 152064,
+        "vocab_size": 1024,
     },
 }
 
@@ -48,6 +48,7 @@ def build_config(vision, language, vision_layers=None, language_layers=None):
     values = json.loads((ROOT / "config.json").read_text())
     values["vision_config"].update(VISION[vision], initializer_range=0.02)
     values["llm_config"].update(LANGUAGE[language])
+    values["image_token_id"] = min(values.get("image_token_id", 151667), values["llm_config"]["vocab_size"] - 1)
     if vision_layers:
         values["vision_config"]["num_hidden_layers"] = vision_layers
     if language_layers:

@@ -10,6 +10,7 @@ The values are, bit for bit, those of the model card's `load_image`, unless `fas
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -122,61 +123,82 @@ class SkyworkImageProcessor(BaseImageProcessor):
         thumbnail = self.use_thumbnail if use_thumbnail is None else use_thumbnail
 
         upright = self.apply_exif_orientation if apply_exif_orientation is None else apply_exif_orientation
-        alpha = self.alpha if alpha is None else alpha
-        resize = _resize_on_tensors if (self.fast_resize if fast_resize is None else fast_resize) else _resize
+        opening = {"apply_exif_orientation": upright, "alpha": self.alpha if alpha is None else alpha}
+        fast = self.fast_resize if fast_resize is None else fast_resize
+        resize, side = _resize_on_tensors if fast else _resize, self.size
 
-        def prepare(image):
-            return self._tiles(open_image(image, upright, alpha), *bounds, thumbnail, resize)
+        mean, std = (np.float32(values).reshape(3, 1, 1) for values in (self.image_mean, self.image_std))
 
-        # Each object once: two threads must not read one PIL file at the same time
-        distinct = {id(image): image for image in flat}
-        if len(distinct) == 1:
-            prepared = [prepare(flat[0])]
-        else:
-            with ThreadPoolExecutor(min(len(distinct), os.cpu_count() or 1)) as pool:
-                prepared = list(pool.map(prepare, distinct.values()))
-        by_object = dict(zip(distinct, prepared))
-        tiles = [by_object[id(image)] for image in flat]
-        num_patches = torch.tensor([len(image_tiles) for image_tiles in tiles])
-        pixel_values = self._normalize(torch.cat(tiles))
+        def sizes_of(image):
+            """(width, height) of the image on its grid and, where there is more than one tile, of the thumbnail."""
+            columns, rows = select_grid(*image.size, *bounds, side)
+            sizes = [(columns * side, rows * side)]
+            return [*sizes, (side, side)] if thumbnail and columns * rows > 1 else sizes
+
+        def fill(image, size, start):
+            for offset, tile in enumerate(_tiles(resize(image, size), side)):
+                _normalize(mean, std, tile, slots[start + offset])
+
+        # Pillow, and numpy and torch on large arrays, let other threads run
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            # Each object once: two threads must not read one PIL file at the same time
+            distinct = {id(image): image for image in flat}
+            opened = dict(zip(distinct, pool.map(partial(open_image, **opening), distinct.values())))
+            sizes = {key: sizes_of(image) for key, image in opened.items()}
+            tiles = {key: sum(width * height // side**2 for width, height in own) for key, own in sizes.items()}
+            counts = [tiles[id(image)] for image in flat]
+            starts = np.cumsum([0, *counts])
+            pixel_values = torch.empty(sum(counts), 3, side, side)
+            slots, work, first = pixel_values.numpy(), [], {}
+            for image, start in zip(flat, starts):
+                if id(image) in first:
+                    continue
+                first[id(image)] = start
+                for size in sizes[id(image)]:
+                    work.append((opened[id(image)], size, start))
+                    start += size[0] * size[1] // side**2
+            list(pool.map(fill, *zip(*work)))
+        for image, start, count in zip(flat, starts, counts):
+            if start != first[id(image)]:
+                slots[start : start + count] = slots[first[id(image)] : first[id(image)] + count]
+        num_patches = torch.tensor(counts)
         if return_tensors == "np":
             pixel_values, num_patches = pixel_values.numpy(), num_patches.numpy()
         return BatchFeature(data={"pixel_values": pixel_values, "num_patches": num_patches})
-
-    def _tiles(self, image, min_tiles, max_tiles, use_thumbnail, resize):
-        """uint8 tiles (tiles, 3, side, side) of one RGB image, row by row, the thumbnail last."""
-        side = self.size
-        columns, rows = select_grid(*image.size, min_tiles, max_tiles, side)
-        has_thumbnail = use_thumbnail and columns * rows > 1
-        sizes = [(columns * side, rows * side)] + [(side, side)] * has_thumbnail
-        resized, *thumbnails = resize(image, sizes)  # each (height, width, 3)
-        tiles = resized.view(rows, side, columns, side, 3).permute(0, 2, 4, 1, 3).flatten(0, 1)
-        return torch.cat([tiles, *(thumbnail.permute(2, 0, 1)[None] for thumbnail in thumbnails)])
-
-    def _normalize(self, tiles):
-        """uint8 to normalised float32, by the same operations in the same order as torchvision's transforms."""
-        mean = torch.tensor(self.image_mean, dtype=torch.float32).view(-1, 1, 1)
-        std = torch.tensor(self.image_std, dtype=torch.float32).view(-1, 1, 1)
-        return tiles.contiguous().to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def to_dict(self):
         """The settings, as they are written to preprocessor_config.json."""
         return {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
 
 
-def _resize(image, sizes):
-    """An RGB image in several (width, height), each uint8 (height, width, 3)."""
-    return [torch.from_numpy(np.array(image.resize(size))) for size in sizes]
+def _resize(image, size):
+    """An RGB image in another size (width, height): uint8 (height, width, 3)."""
+    return np.asarray(image.resize(size))
 
 
-def _resize_on_tensors(image, sizes):
+def _resize_on_tensors(image, size):
     """As `_resize`, with torch's kernels for uint8."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last in memory
-    resized = [
-        F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
-        for width, height in sizes
-    ]
-    return [picture[0].permute(1, 2, 0).contiguous() for picture in resized]
+    width, height = size
+    pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last in memory
+    pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
+def _tiles(picture, side):
+    """Views (3, side, side) of the tiles of a picture (height, width, 3), row by row."""
+    rows, columns = picture.shape[0] // side, picture.shape[1] // side
+    tiles = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
+    return [tiles[row, column] for row in range(rows) for column in range(columns)]
+
+
+def _normalize(mean, std, tile, slot):
+    """Write a uint8 tile into its place, normalised by torchvision's operations in torchvision's order.
+
+    Tile by tile, so that the passes over it stay in the processor's cache.
+    """
+    np.divide(tile, 255, out=slot, dtype=np.float32)
+    np.subtract(slot, mean, out=slot)
+    np.divide(slot, std, out=slot)
 
 
 def _square_side(size):
