@@ -77,7 +77,14 @@ def eager_attention(query, key, value, scale, dropout):
 
 
 def sdpa_attention(query, key, value, scale, dropout):
-    """torch's fused attention, same shapes; attention weights are not available."""
+    """torch's fused attention, same shapes; attention weights are not available.
+
+    On a CPU in bf16 the matrix products of one tile after the other are faster than torch's fused kernel, which does
+    not use the bf16 units as they do (benchmarks/NOTES.md).
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        tiles = zip(*(states.split(1) for states in (query, key, value)))
+        return torch.cat([eager_attention(*tile, scale, dropout)[0] for tile in tiles]), None
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scale), None
 
 

@@ -65,8 +65,9 @@ from .transformers_compat import (
 logger = logging.get_logger(__name__)
 
 # Tiles are encoded in chunks of about this many positions: 16 tiles of 448 pixels, which bounds the activations of
-# InternViT-6B at 420 MB a chunk in bf16, whatever the number of tiles.
+# InternViT-6B at about 1 GB in bf16, whatever the number of tiles. On a CPU one tile, which stays in its cache.
 POSITIONS_PER_CHUNK = 16 * 1025
+POSITIONS_PER_CHUNK_ON_CPU = 1025
 
 ARCHITECTURE = "SkyworkR1VChatModel"  # what vLLM looks for; it is not the name of a class here
 AUTO_MAP = {
@@ -265,7 +266,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if device.type != "meta":  # offloaded: a hook places the inputs
             pixel_values = pixel_values.to(device)
         patches = pixel_values.shape[-2] * pixel_values.shape[-1] // self.config.vision_config.patch_size**2
-        chunks = pixel_values.split(max(1, POSITIONS_PER_CHUNK // (1 + patches)))
+        positions = POSITIONS_PER_CHUNK_ON_CPU if device.type == "cpu" else POSITIONS_PER_CHUNK
+        chunks = pixel_values.split(max(1, positions // (1 + patches)))
         features = [self._encode_tiles(chunk) for chunk in chunks]
         return features[0] if len(features) == 1 else torch.cat(features)
 

@@ -88,7 +88,9 @@ class TestAgainstMeasuredMemory:
         parts = by_name(memory_plan.memory_parts(config, context=context)[0])
         assert held == parts["KV cache"]
 
-    def test_encoding_tiles(self, config, model):
+    def test_encoding_tiles(self, config, model, monkeypatch):
+        modeling = memory_plan.package.modeling  # in chunks as on a GPU
+        monkeypatch.setattr(modeling, "POSITIONS_PER_CHUNK_ON_CPU", modeling.POSITIONS_PER_CHUNK)
         chunk = memory_plan.package.modeling.POSITIONS_PER_CHUNK // 1025
         pixels = torch.randn(chunk, 3, 448, 448, dtype=torch.bfloat16)
         with torch.no_grad():

@@ -210,7 +210,7 @@ def test_chunks_of_tiles_change_nothing_and_bound_the_work(golden_model, monkeyp
     with torch.no_grad():
         whole = golden_model.extract_feature(pixel_values)
         assert sizes == [23]
-        monkeypatch.setattr(sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK", 5 * 17)
+        monkeypatch.setattr(sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK_ON_CPU", 5 * 17)
         chunked = golden_model.extract_feature(pixel_values)
     assert sizes == [23, 5, 5, 5, 5, 3]
     assert torch.equal(whole, chunked)
