@@ -24,6 +24,13 @@ VISION = {
         "qkv_bias": True,
     },
 }
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 LANGUAGE = {
     "32b": {},
     "0.5b": {  # Qwen2.5-0.5B, but for its tied head
@@ -33,14 +40,8 @@ LANGUAGE = {
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
     },
-    "nano": {
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 1024,
-    },
+    "nano": {**SMALL, "vocab_size": 1024},
+    "small": SMALL,  # with the root's vocabulary
 }
 
 
