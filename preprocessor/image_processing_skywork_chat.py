@@ -139,28 +139,24 @@ class SkyworkImageProcessor(BaseImageProcessor):
             for offset, tile in enumerate(_tiles(resize(image, size), side)):
                 _normalize(mean, std, tile, slots[start + offset])
 
+        # Each object once: two threads must not read one PIL file at the same time
+        distinct = {id(image): image for image in flat}
         # Pillow, and numpy and torch on large arrays, let other threads run
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            # Each object once: two threads must not read one PIL file at the same time
-            distinct = {id(image): image for image in flat}
-            opened = dict(zip(distinct, pool.map(partial(open_image, **opening), distinct.values())))
-            sizes = {key: sizes_of(image) for key, image in opened.items()}
-            tiles = {key: sum(width * height // side**2 for width, height in own) for key, own in sizes.items()}
-            counts = [tiles[id(image)] for image in flat]
-            starts = np.cumsum([0, *counts])
-            pixel_values = torch.empty(sum(counts), 3, side, side)
-            slots, work, first = pixel_values.numpy(), [], {}
-            for image, start in zip(flat, starts):
-                if id(image) in first:
-                    continue
-                first[id(image)] = start
-                for size in sizes[id(image)]:
-                    work.append((opened[id(image)], size, start))
-                    start += size[0] * size[1] // side**2
+            opened = list(pool.map(partial(open_image, **opening), distinct.values()))
+            work, places, start = [], {}, 0
+            for key, image in zip(distinct, opened):
+                first = start
+                for width, height in sizes_of(image):
+                    work.append((image, (width, height), start))
+                    start += width * height // side**2
+                places[key] = range(first, start)
+            pixel_values = torch.empty(start, 3, side, side)
+            slots = pixel_values.numpy()
             list(pool.map(fill, *zip(*work)))
-        for image, start, count in zip(flat, starts, counts):
-            if start != first[id(image)]:
-                slots[start : start + count] = slots[first[id(image)] : first[id(image)] + count]
+        counts = [len(places[id(image)]) for image in flat]
+        if len(distinct) < len(flat):
+            pixel_values = pixel_values[[index for image in flat for index in places[id(image)]]]
         num_patches = torch.tensor(counts)
         if return_tensors == "np":
             pixel_values, num_patches = pixel_values.numpy(), num_patches.numpy()
