@@ -151,7 +151,7 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
         keywords.setdefault("low_cpu_mem_usage", True)
     if load_in_8bit or load_in_4bit:
         keywords.setdefault("quantization_config", _bitsandbytes_config(load_in_8bit))
-    elif keywords.get("quantization_config") is not None:
+    if keywords.get("quantization_config") is not None:
         keywords["quantization_config"] = language_layers_only(keywords["quantization_config"])
     requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
     dtype = keywords.get("dtype", keywords.get("torch_dtype"))
@@ -194,15 +194,13 @@ def _bitsandbytes_config(load_in_8bit):
             f"load_in_{'8' if load_in_8bit else '4'}bit=True needs bitsandbytes, which is not installed: "
             "pip install bitsandbytes, or load without it."
         )
-    skipped = list(KEPT_WHOLE)
     if load_in_8bit:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=skipped,
     )
 
 
