@@ -1,10 +1,12 @@
 """What `chat()` adds to generation: a budget for thinking, stopping from outside, streams, image features to keep.
 
-features = model.encode_images("a.jpg")  # once for all turns
-with model.chat_stream(tokenizer, features, "What is this?", options, thinking_budget=512) as stream:
-    for text in stream:
-        print(text, end="", flush=True)
-stream.answer, stream.history
+    features = model.encode_images("a.jpg")  # once for all turns
+    with model.chat_stream(tokenizer, features, "What is this?", options, thinking_budget=512) as stream:
+        for text in stream:
+            print(text, end="", flush=True)
+    stream.answer, stream.history
+
+The calls are methods of `SkyworkChatModel`; here is what they need besides transformers' own `generate`.
 """
 
 import dataclasses

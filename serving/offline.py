@@ -154,7 +154,8 @@ def prompt_of(tokenizer, template, question):
     conversation = package.conversation.open_conversation(
         template, asked, question["history"], question["system"] or ""
     )
-    one_token = "<img><IMG_CONTEXT></img>"
+    names = package.conversation
+    one_token = names.IMAGE_START + names.IMAGE_CONTEXT + names.IMAGE_END
     parts, ids = [[]], []
     for text, is_control in conversation.segments([1] * len(question["images"])):
         if is_control and text == one_token:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, StoppingCriteria, TextStreamer
 
+from benchmarks.measure import resident_memory
 from tests import checkpoints
 from training.nano.package import load_package
 
@@ -279,12 +280,8 @@ class TestFasterDecoding:
         assert nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", options, thinking_budget=9) == expected
 
 
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's /proc")
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's /proc")
 def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
     """After 200 mixed calls as after 20, within 2 %."""
 
@@ -305,11 +302,11 @@ def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
     for number in range(20):
         call(number)
     gc.collect()
-    before, threads = resident(), threading.active_count()
+    before, threads = resident_memory("VmRSS"), threading.active_count()
     for number in range(20, 200):
         call(number)
     gc.collect()
-    assert resident() < 1.02 * before and threading.active_count() <= threads
+    assert resident_memory("VmRSS") < 1.02 * before and threading.active_count() <= threads
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, StoppingCriteria
+from transformers import AutoModel, AutoTokenizer
 
 from training.nano.package import load_package
 
@@ -47,14 +47,6 @@ CONVERSATIONS = {
 }
 
 
-class Ids(StoppingCriteria):
-    """The ids that were generated."""
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.ids = input_ids
-        return torch.zeros(len(input_ids), dtype=torch.bool)
-
-
 @pytest.fixture(scope="module")
 def expected():
     """For each conversation: OpenAI messages, generated ids, and the text of `chat()`."""
@@ -67,16 +59,16 @@ def expected():
         history, pictures = None, []
         for question, names in turns:
             pictures = pictures + [str(PICTURES[picture]) for picture in names]
-            ids = Ids()
-            options = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "stopping_criteria": [ids]}
+            written = load_package().generation.Written()
+            options = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "stopping_criteria": [written]}
             answer, history = model.chat(
                 tokenizer, pictures or None, question, options, history=history, return_history=True,
                 system_message=system, mode="think" if thinking else "no-think",
             )  # fmt: skip
             parts = [*map(image_part, names), {"type": "text", "text": question}]
             messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-        written = [token for token in ids.ids[0].tolist() if token != end]
-        results[name] = (messages[:-1], written, answer)
+        ids = [token for token in written.ids[0].tolist() if token != end]
+        results[name] = (messages[:-1], ids, answer)
     return results
 
 
