@@ -119,6 +119,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     _supports_cache_class = True
     _skip_keys_device_placement = "past_key_values"
     _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
+    # Training with parameters shared out over processes (FSDP, ZeRO-3) needs each to call every module equally often
+    whole_batches_of_tiles = False
 
     def __init__(self, config, vision_model=None, language_model=None, use_flash_attn=None):
         resolve_attention_of_config(config, None, use_flash_attn, torch.get_default_dtype())
@@ -267,7 +269,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             pixel_values = pixel_values.to(device)
         patches = pixel_values.shape[-2] * pixel_values.shape[-1] // self.config.vision_config.patch_size**2
         positions = POSITIONS_PER_CHUNK_ON_CPU if device.type == "cpu" else POSITIONS_PER_CHUNK
-        chunks = pixel_values.split(max(1, positions // (1 + patches)))
+        whole = self.training and self.whole_batches_of_tiles
+        chunks = [pixel_values] if whole else pixel_values.split(max(1, positions // (1 + patches)))
         features = [self._encode_tiles(chunk) for chunk in chunks]
         return features[0] if len(features) == 1 else torch.cat(features)
 
@@ -300,8 +303,11 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: as many image tokens as features were expected, and the numbers differ.
         """
+        padding = None
         if image_flags is not None and pixel_values is not None:
-            pixel_values = pixel_values[image_flags.flatten().to(pixel_values.device) == 1]
+            is_image = image_flags.flatten().to(pixel_values.device) == 1
+            padding = pixel_values[~is_image]
+            pixel_values = pixel_values[is_image]
         tiles, given = 0, 0
         if image_features is not None:
             tiles, given = len(image_features), image_features.shape[:-1].numel()
@@ -316,6 +322,10 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
                 f"({tiles} tiles of {self.num_image_token}): pass the pixel_values that the prompt was built for."
             )
         inputs_embeds = self.get_input_embeddings()(input_ids)
+        if not tiles and padding is not None and len(padding) and self.training:
+            # A batch of text alone: with its padding the projector has a gradient (of zero), as training over several
+            # processes needs of every parameter in every step
+            return inputs_embeds + 0 * self.extract_feature(padding[:1]).sum().to(inputs_embeds)
         if not tiles:
             return inputs_embeds
         if image_features is None:

@@ -14,7 +14,7 @@ from evaluation import nano as evaluation
 from tests import checkpoints
 from training.nano import draw, samples
 from training.nano.package import load_package
-from training.nano.train import normalize
+from training.nano.encoder import normalize
 
 split_thinking = load_package().conversation.split_thinking
 

@@ -1,17 +1,19 @@
-"""Draws the pictures of the nano checkpoint's two tasks, with question, reasoning, answer and where everything is.
+"""Draws the pictures of the nano checkpoint's tasks, with question, reasoning, answer and where everything is.
 
     drawing = draw_calculation(numpy.random.default_rng(0))
     drawing.image, drawing.question, drawing.thinking, drawing.answer
 
 The range of what is drawn is the range that the nano checkpoint is meant for: canvases of 100 to 800 pixels a side; text
 in any of matplotlib's DejaVu fonts with a size of at least a tenth of the longer side; shapes of at least 7 pixels and a
-twentieth of the shorter side in radius that do not touch.
+twentieth of the shorter side in radius that do not touch; bar charts of 160 to 800 pixels a side, no more than 1.8 times
+as long as wide or wide as long, of two to six bars with whole values from 1 to 9 on an axis from 0 with its numbers.
 """
 
 import colorsys
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -20,35 +22,69 @@ from PIL import Image, ImageDraw, ImageFont
 
 CALCULATION_QUESTION = "What is the result of the calculation in the image?"
 COUNTING_QUESTION = "How many shapes are in the image?"
+TALLEST_QUESTION = "Which bar is the tallest?"
+VALUE_QUESTION = "What is the value of bar {}?"
 
 CANVAS_SIDES = (100, 800)  # pixels
 MIN_FONT_SHARE = 0.1  # of the longer side
 MIN_RADIUS = 7  # pixels
 MIN_RADIUS_SHARE = 0.05  # of the shorter side
+CHART_SIDES = (160, 800)  # pixels
+MAX_CHART_ASPECT = 1.8
+CHART_FONT_SHARE = 0.085  # of the longer side
 
 GLYPHS = "0123456789+-×=?"
 SHAPES = ("circle", "square", "triangle")
+LETTERS = "ABCDEF"
 # What a mark can be; 0 is nothing
-LABELS = {name: index + 1 for index, name in enumerate([*GLYPHS, *SHAPES])}
+LABELS = {name: index + 1 for index, name in enumerate([*GLYPHS, *SHAPES, *LETTERS, "bar"])}
 SAME_GLYPH = {"−": "-", "x": "×", "*": "×"}
 MINUS_SIGNS, TIMES_SIGNS = ("−", "-"), ("×", "×", "×", "x")
 
 
 @dataclasses.dataclass
 class Mark:
-    """A glyph or a shape in the picture; `box` is (left, upper, right, lower) in pixels."""
+    """A glyph, shape or bar in the picture.
+
+    Attributes:
+        box: (left, upper, right, lower) in pixels.
+        words: what a transcription of the picture says about it: nothing, a glyph, a shape's name, a letter and a value.
+        middle: (x, y) of what it belongs to, which places it in a transcription; by default its own.
+        seen_with: a box that has to be in sight as well for the second of two words to be known.
+    """
 
     label: int
     box: tuple
+    words: tuple = ()
+    middle: tuple | None = None
+    seen_with: tuple | None = None
+
+    def __post_init__(self):
+        if self.middle is None:
+            left, upper, right, lower = self.box
+            self.middle = ((left + right) / 2, (upper + lower) / 2)
 
 
 @dataclasses.dataclass
 class Drawing:
-    image: Image.Image
+    """A picture that is painted when it is asked for, so that text about pictures costs no painting.
+
+    Attributes:
+        size: (width, height) in pixels.
+        facts: (left, sign, right) of a calculation, the number of each of SHAPES, or {letter: value} of a chart.
+    """
+
+    size: tuple
     question: str
     thinking: str
     answer: str
     marks: list
+    facts: object
+    paint: Callable
+
+    @functools.cached_property
+    def image(self):
+        return self.paint()
 
 
 @functools.cache
@@ -92,10 +128,8 @@ def random_ink(rng, background, min_contrast):
     return random_color(rng, luminance(background) + min_contrast, 1.0)
 
 
-def random_canvas(rng, sides=CANVAS_SIDES):
-    width, height = (int(value) for value in rng.integers(sides[0], sides[1] + 1, 2))
-    background = random_background(rng)
-    return Image.new("RGB", (width, height), background), background
+def random_size(rng, sides):
+    return tuple(int(value) for value in rng.integers(sides[0], sides[1] + 1, 2))
 
 
 def solve(left, sign, right):
@@ -149,30 +183,41 @@ def draw_calculation(rng, sides=CANVAS_SIDES):
     text = calculation_text(rng, *operands)
     path = font_paths()[rng.integers(len(font_paths()))]
     while True:
-        image, background = random_canvas(rng, sides)
-        smallest = math.ceil(MIN_FONT_SHARE * max(image.size))
-        largest = largest_font(path, text, *image.size, smallest)
+        size = random_size(rng, sides)
+        smallest = math.ceil(MIN_FONT_SHARE * max(size))
+        largest = largest_font(path, text, *size, smallest)
         if largest:
             break
     font = load_font(path, int(rng.integers(smallest, largest + 1)))
     left, upper, right, lower = font.getbbox(text)
-    x = int(rng.integers(0, max(image.width - (right - left), 0) + 1)) - left
-    y = int(rng.integers(0, max(image.height - (lower - upper), 0) + 1)) - upper
-    ImageDraw.Draw(image).text((x, y), text, fill=random_ink(rng, background, 0.35), font=font)
+    x = int(rng.integers(0, max(size[0] - (right - left), 0) + 1)) - left
+    y = int(rng.integers(0, max(size[1] - (lower - upper), 0) + 1)) - upper
+    background = random_background(rng)
+    ink = random_ink(rng, background, 0.35)
+
+    def paint():
+        image = Image.new("RGB", size, background)
+        ImageDraw.Draw(image).text((x, y), text, fill=ink, font=font)
+        return image
+
     thinking, result = solve(*operands)
-    return Drawing(image, CALCULATION_QUESTION, thinking, str(result), glyph_marks(font, text, x, y))
+    marks = glyph_marks(font, text, x, y)
+    return Drawing(size, CALCULATION_QUESTION, thinking, str(result), marks, operands, paint)
 
 
 def glyph_marks(font, text, x, y):
+    """Marks of a line of text; all glyphs stand on the middle of the line, and "=" and "?" go without a word."""
+    _, upper, _, lower = font.getbbox(text)
     marks = []
     for index, glyph in enumerate(text):
         if glyph == " ":
             continue
         start = x + font.getlength(text[:index])
-        left, upper, right, lower = font.getbbox(glyph)
-        marks.append(
-            Mark(LABELS[SAME_GLYPH.get(glyph, glyph)], (start + left, y + upper, start + right, y + lower))
-        )
+        box = font.getbbox(glyph)
+        box = (start + box[0], y + box[1], start + box[2], y + box[3])
+        glyph = SAME_GLYPH.get(glyph, glyph)
+        middle = ((box[0] + box[2]) / 2, y + (upper + lower) / 2)
+        marks.append(Mark(LABELS[glyph], box, () if glyph in "=?" else (glyph,), middle))
     return marks
 
 
@@ -211,31 +256,121 @@ def count_words(counts):
     )
 
 
-def draw_shapes(rng, sides=CANVAS_SIDES):
+def draw_shapes(rng, sides=CANVAS_SIDES, count=None):
     """One to nine circles, squares and triangles that do not touch."""
-    image, background = random_canvas(rng, sides)
-    count = int(rng.integers(1, 10))
-    canvas, counts, marks = ImageDraw.Draw(image), [0, 0, 0], []
+    size = random_size(rng, sides)
+    background = random_background(rng)
+    count = count or int(rng.integers(1, 10))
+    counts, marks, strokes = [0, 0, 0], [], []
     one_ink = random_ink(rng, background, 0.2) if rng.random() < 0.2 else None
-    for x, y, radius in place_shapes(rng, *image.size, count):
+    for x, y, radius in place_shapes(rng, *size, count):
         kind = int(rng.integers(3))
         ink = one_ink or random_ink(rng, background, 0.2)
         box = (x - radius, y - radius, x + radius, y + radius)
         if SHAPES[kind] == "circle":
-            canvas.ellipse(box, fill=ink)
+            strokes.append(("ellipse", box, ink))
         else:
             points = shape_points(rng, SHAPES[kind], x, y, radius)
-            canvas.polygon(points, fill=ink)
+            strokes.append(("polygon", points, ink))
             across, down = zip(*points)
             box = (min(across), min(down), max(across), max(down))
         counts[kind] += 1
-        marks.append(Mark(LABELS[SHAPES[kind]], box))
-    return Drawing(image, COUNTING_QUESTION, count_words(counts), str(count), marks)
+        marks.append(Mark(LABELS[SHAPES[kind]], box, (SHAPES[kind],)))
+    paint = functools.partial(paint_strokes, size, background, strokes)
+    return Drawing(size, COUNTING_QUESTION, count_words(counts), str(count), marks, tuple(counts), paint)
+
+
+def paint_strokes(size, background, strokes):
+    """Draw (method of ImageDraw, where, colour[, more arguments]) onto a canvas."""
+    image = Image.new("RGB", size, background)
+    canvas = ImageDraw.Draw(image)
+    for method, where, ink, *more in strokes:
+        getattr(canvas, method)(where, fill=ink, **(more[0] if more else {}))
+    return image
+
+
+def bar_words(values):
+    parts = [f"{letter} {value}" for letter, value in values.items()]
+    return f"The bars are {', '.join(parts[:-1])} and {parts[-1]}."
+
+
+def random_chart_size(rng, sides):
+    while True:
+        size = random_size(rng, sides)
+        if max(size) <= MAX_CHART_ASPECT * min(size):
+            return size
+
+
+def draw_chart(rng, sides=CHART_SIDES):
+    """A bar chart of two to six bars, of which one is the tallest, and a question about it."""
+    size = random_chart_size(rng, (max(sides[0], CHART_SIDES[0]), max(sides[1], CHART_SIDES[0])))
+    width, height = size
+    smallest = CHART_FONT_SHARE * max(size)
+    font_size = max(smallest, rng.uniform(CHART_FONT_SHARE, 0.13) * min(size))
+    font = load_font(font_paths()[rng.integers(len(font_paths()))], math.ceil(font_size))
+    background = random_background(rng)
+    text_ink = random_ink(rng, background, 0.4)
+    baseline, ceiling = height - 1.35 * font_size, 0.6 * font_size
+    top = int(rng.integers(5, 10))
+    unit = (baseline - ceiling) / (top + rng.uniform(0, 0.5))  # pixels of height of a value of 1
+    step = 1 if unit >= 0.85 * font_size and rng.random() < 0.7 else 2  # between the numbers on the axis
+    axis_x = 0.15 * font_size + font.getlength("0")
+    strokes, marks = [], []
+    line = max(1, round(min(size) / 150))
+    if rng.random() < 0.5:
+        grid_ink = tuple((3 * back + ink) // 4 for back, ink in zip(background, text_ink))
+        for value in range(step, top + 1, step):
+            y = baseline - value * unit
+            strokes.append(("line", (axis_x + 0.2 * font_size, y, width, y), grid_ink, {"width": line}))
+    count = int(rng.integers(2, len(LETTERS) + 1))
+    values = [int(value) for value in rng.integers(1, top + 1, count)]
+    while values.count(max(values)) > 1:
+        values[int(rng.integers(count))] = int(rng.integers(1, top + 1))
+    tallest = values.index(max(values))
+    start = axis_x + 0.35 * font_size
+    slot = (width - start - 0.1 * font_size) / count
+    bar_width = max(2 * line, slot * rng.uniform(0.4, 0.85))
+    one_ink = random_ink(rng, background, 0.25) if rng.random() < 0.6 else None
+    for index, value in enumerate(values):
+        middle = start + (index + 0.5) * slot
+        box = (middle - bar_width / 2, baseline - value * unit, middle + bar_width / 2, baseline)
+        strokes.append(("rectangle", box, one_ink or random_ink(rng, background, 0.25)))
+        marks.append(Mark(LABELS["bar"], box))
+        letter = LETTERS[index]
+        marks.append(
+            write(strokes, font, letter, middle, baseline + 0.15 * font_size, text_ink, words=(letter, str(value)))
+        )
+        marks[-1].seen_with = (axis_x / 2, box[1], middle, baseline)
+    for value in range(0, top + 1, step):
+        y = baseline - value * unit - 0.37 * font_size
+        marks.append(write(strokes, font, str(value), axis_x - font.getlength("0") / 2, y, text_ink))
+    if rng.random() < 0.7:
+        corner = axis_x + 0.2 * font_size
+        strokes.append(("line", (corner, baseline, width, baseline), text_ink, {"width": line}))
+        strokes.append(("line", (corner, 0, corner, baseline), text_ink, {"width": line}))
+    values = dict(zip(LETTERS, values))
+    if rng.random() < 0.5:
+        question, answer = TALLEST_QUESTION, LETTERS[tallest]
+        thinking = f"{bar_words(values)} The tallest is {answer}."
+    else:
+        letter = LETTERS[rng.integers(count)]
+        question, answer = VALUE_QUESTION.format(letter), str(values[letter])
+        thinking = f"{bar_words(values)} Bar {letter} is {answer}."
+    paint = functools.partial(paint_strokes, size, background, strokes)
+    return Drawing(size, question, thinking, answer, marks, values, paint)
+
+
+def write(strokes, font, glyph, middle_x, upper_y, ink, words=()):
+    """Add a glyph, its ink's upper edge at upper_y and its middle at middle_x; returns its mark."""
+    left, upper, right, lower = font.getbbox(glyph)
+    x, y = middle_x - (left + right) / 2, upper_y - upper
+    strokes.append(("text", (x, y), ink, {"text": glyph, "font": font}))
+    return Mark(LABELS[glyph], (x + left, y + upper, x + right, y + lower), words)
 
 
 def draw(rng, sides=CANVAS_SIDES):
-    """One of the two tasks, with equal chances."""
-    return (draw_calculation if rng.random() < 0.5 else draw_shapes)(rng, sides)
+    """A calculation, shapes or a chart."""
+    return (draw_calculation, draw_shapes, draw_chart)[rng.choice(3, p=(0.35, 0.35, 0.3))](rng, sides)
 
 
 def label_cells(marks, image_size, cells_across, cells_down):

@@ -1,9 +1,10 @@
-"""Builds the nano checkpoint's tokenizer: the root's, with a vocabulary of 1,024 instead of 151,668.
+"""Builds the tokenizer of the nano language models: DeepSeek-R1-Distill-Qwen's, with a vocabulary of 1,021.
 
-    python -m training.nano.tokenizer nano
+    python -m training.nano.tokenizer runs/nano/tokenizer
 
 Normaliser, splitting (each digit alone), byte-level BPE and the added tokens are those of DeepSeek-R1-Distill-Qwen; only the
-merges are new, learned from the nano tasks and the model card's English.
+merges are new, learned from the nano tasks and the model card's English. It knows no images: the three image tokens come
+with the assembly, as they do at 38B.
 """
 
 import json
@@ -16,18 +17,17 @@ from tokenizers import Tokenizer, trainers
 from training.nano import samples
 
 ROOT = Path(__file__).resolve().parents[2]
-VOCABULARY_SIZE = 1024
+MAX_LENGTH = 4096  # tokens
+VOCABULARY_SIZE = 1024  # rows of the embedding; the last three wait for the image tokens
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
-def corpus(count=4000, seed=0):
+def corpus(count=3000, seed=0):
     rng = np.random.default_rng(seed)
     for _ in range(count):
-        question, answer = samples.text_sample(rng)
-        yield question
-        yield answer
-    for question, answer in samples.picture_texts(rng, count):
-        yield question
-        yield answer
+        sample = samples.text_sample(rng)
+        yield sample.question
+        yield samples.reasoned(sample)
     english = (ROOT / "tests" / "data" / "model_card.md").read_text(encoding="utf-8")
     yield "".join(character for character in english if ord(character) < 128)
 
@@ -35,13 +35,13 @@ def corpus(count=4000, seed=0):
 def build():
     """The nano tokenizer's tokenizer.json as a dict."""
     serialized = json.loads((ROOT / "tokenizer.json").read_text(encoding="utf-8"))
-    added = serialized["added_tokens"]
+    added = [token for token in serialized["added_tokens"] if token["content"] not in IMAGE_TOKENS]
     alphabet = sorted(token for token, index in serialized["model"]["vocab"].items() if index < 256)
     blank = dict(serialized, added_tokens=[], post_processor=None)
     blank["model"] = dict(serialized["model"], vocab={token: i for i, token in enumerate(alphabet)}, merges=[])
     tokenizer = Tokenizer.from_str(json.dumps(blank))
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - len(added), initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY_SIZE - len(IMAGE_TOKENS) - len(added), initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     model = json.loads(tokenizer.to_str())["model"]
@@ -56,11 +56,18 @@ def build():
     return serialized
 
 
-def main():
-    folder = Path(sys.argv[1])
+def write(folder):
+    """Write tokenizer.json, and the configuration that the root's has."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(build(), ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    config = json.loads((ROOT / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["model_max_length"] = MAX_LENGTH
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+
+
+def main():
+    write(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

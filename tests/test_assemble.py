@@ -1,0 +1,313 @@
+"""Repositories put together from parts: complete, loadable, equal to their sources; one clear error for each misfit."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from tests import checkpoints
+from training import assemble as assembly
+from training.assemble import assemble
+from training.nano import text, tokenizer
+from training.nano.package import load_package
+
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+
+
+def write_language_model(folder, seed=0, **changes):
+    torch.manual_seed(seed)
+    tokenizer.write(folder)
+    config = {**text.CONFIG, "num_hidden_layers": 2, "max_window_layers": 2, "bos_token_id": 1002, "eos_token_id": 999}
+    Qwen2ForCausalLM(Qwen2Config(**{**config, **changes})).to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Two children of one base, an encoder alone, and a repository assembled from the first."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_language_model(folder / "instruct", 1)
+    write_language_model(folder / "reasoning", 2)
+    vision = folder / "vision"
+    vision.mkdir()
+    weights = load_file(checkpoints.NANO / "model.safetensors")
+    save_file(
+        {name.removeprefix("vision_model."): w for name, w in weights.items() if name.startswith("vision_model.")},
+        vision / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = json.loads((checkpoints.NANO / "config.json").read_text())["vision_config"]
+    (vision / "config.json").write_text(json.dumps({**config, "model_type": "intern_vit_6b"}))
+    assemble(folder / "whole", vision, folder / "instruct", settings={"max_dynamic_patch": 6})
+    return folder
+
+
+def test_a_repository_from_parts_works(parts):
+    """AutoModel, tokenizer and processor load it; the tensors are the sources', the image tokens the mean."""
+    model = AutoModel.from_pretrained(parts / "whole", trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+    tokens = AutoTokenizer.from_pretrained(parts / "whole", trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(parts / "whole", trust_remote_code=True)
+    assert tokens.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"]) == [1021, 1022, 1023]
+    assert model.config.image_token_id == 1023 and model.config.template == "skywork-r1v"
+    assert model.config.llm_config.rope_parameters["rope_theta"] == 1e6
+    ours, vision = model.state_dict(), load_file(parts / "vision" / "model.safetensors")
+    language = load_file(parts / "instruct" / "model.safetensors")
+    for name, tensor in vision.items():
+        assert torch.equal(ours[f"vision_model.{name}"], tensor), name
+    for name, tensor in language.items():
+        if name != "model.embed_tokens.weight":
+            assert torch.equal(ours[f"language_model.{name}"], tensor), name
+    old, new = language["model.embed_tokens.weight"], ours["language_model.model.embed_tokens.weight"]
+    assert torch.equal(old[:1021], new[:1021])
+    torch.testing.assert_close(new[1021:].float(), old[:1021].float().mean(0).expand(3, -1), atol=1e-3, rtol=1e-2)
+    answer = model.chat(tokens, checkpoints.ROOT / "examples" / "image1.jpg", "What?", GREEDY)
+    assert isinstance(answer, str)
+    inputs = processor(images=[checkpoints.ROOT / "examples" / "image1.jpg"], text="<image>\nWhat?", return_tensors="pt")
+    assert len(inputs["pixel_values"]) * 16 == int((inputs["input_ids"] == 1023).sum())
+
+
+def test_the_config_reads_alike_on_every_version(parts):
+    """No key that only transformers 5 writes: 4.37 would silently take another rotary base."""
+    config = json.loads((parts / "whole" / "config.json").read_text())
+    assert config["llm_config"]["rope_theta"] == 1e6 and "rope_parameters" not in config["llm_config"]
+    assert config["torch_dtype"] == config["llm_config"]["torch_dtype"] == "bfloat16"
+    assert config["auto_map"] == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+
+
+def test_swapping_the_language_model(parts, tmp_path):
+    """Vision encoder and projector stay, the other child comes in, and its logits on text are its own, bit for bit."""
+    notes = assemble(tmp_path / "swapped", parts / "whole", parts / "reasoning", mlp1=parts / "whole")
+    assert not any("mlp1 is new" in note for note in notes)
+    before, after = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "swapped"))
+    for name in before:
+        same = torch.equal(before[name], after[name])
+        if name.startswith(("vision_model.", "mlp1.")):
+            assert same, name
+        elif name.endswith("q_proj.weight"):
+            assert not same, name
+    model = AutoModel.from_pretrained(tmp_path / "swapped", trust_remote_code=True, torch_dtype=torch.float32).eval()
+    child = Qwen2ForCausalLM.from_pretrained(parts / "reasoning", dtype=torch.float32).eval()
+    ids = torch.arange(0, 1000, 7)[None]
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, child(ids).logits)
+    config = json.loads((tmp_path / "swapped" / "config.json").read_text())
+    assert config["max_dynamic_patch"] == 6  # a setting of the source
+
+
+def test_language_model_of_a_repository(parts, tmp_path):
+    """A language model can be taken from a repository, whose image tokens are there already."""
+    notes = assemble(tmp_path / "again", parts / "vision", parts / "whole", mlp1=parts / "whole")
+    assert not any("appended" in note for note in notes)
+    first, second = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_vocabulary_that_is_full_grows(parts, tmp_path):
+    write_language_model(tmp_path / "full", 3, vocab_size=1021)
+    notes = assemble(tmp_path / "out", parts / "vision", tmp_path / "full")
+    assert any("grown from 1021 to 1024 rows" in note for note in notes)
+    weights, old = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
+    for ours, theirs in (("language_model.lm_head.weight", "lm_head.weight"),):
+        assert weights[ours].shape == (1024, 256) and torch.equal(weights[ours][:1021], old[theirs])
+        torch.testing.assert_close(weights[ours][1022].float(), old[theirs].float().mean(0), atol=1e-3, rtol=1e-2)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.get_input_embeddings().weight.shape[0] == 1024
+
+
+def test_tied_heads(parts, tmp_path):
+    write_language_model(tmp_path / "tied", 4, tie_word_embeddings=True)
+    assemble(tmp_path / "out", parts / "vision", tmp_path / "tied")
+    assert "language_model.lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_new_projectors_follow_the_seed(parts, tmp_path):
+    weights = []
+    for number, seed in enumerate((0, 0, 1)):
+        assemble(tmp_path / str(number), parts / "vision", parts / "instruct", seed=seed)
+        weights.append(load_file(tmp_path / str(number) / "model.safetensors")["mlp1.1.weight"])
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert weights[0].float().std() == pytest.approx(1024**-0.5, rel=0.02)
+
+
+def test_a_chatml_language_model(parts, tmp_path):
+    """Qwen2.5's control tokens: the other template, and its end of turn stops the answer."""
+    folder = write_language_model(tmp_path / "qwen", 5)
+    serialized = json.loads((folder / "tokenizer.json").read_text())
+    for token in serialized["added_tokens"]:
+        renamed = {"<｜User｜>": "<|im_start|>", "<｜Assistant｜>": "<|im_end|>"}
+        token["content"] = renamed.get(token["content"], token["content"])
+    (folder / "tokenizer.json").write_text(json.dumps(serialized))
+    assemble(tmp_path / "out", parts / "vision", folder)
+    tokens = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    messages = [{"role": "system", "content": "Be brief."}]
+    messages += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]
+    messages += [{"role": "user", "content": "And?"}]
+    prompt = tokens.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    conversation = load_package().conversation.get_conv_template("skywork-r1v3")
+    conversation.system_message = "Be brief."
+    for role, text_of_turn in zip((0, 1, 0, 1), ("Hi", "Oh", "And?", None)):
+        conversation.append_message(conversation.roles[role], text_of_turn)
+    assert prompt == conversation.get_prompt()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["template"] == "skywork-r1v3"
+
+
+def change_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def drop_tensor(folder, name):
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def other_vocabulary(folder):
+    serialized = json.loads((folder / "tokenizer.json").read_text())
+    first, second = list(serialized["model"]["vocab"])[300:302]
+    vocab = serialized["model"]["vocab"]
+    vocab[first], vocab[second] = vocab[second], vocab[first]
+    (folder / "tokenizer.json").write_text(json.dumps(serialized))
+
+
+MISFITS = {
+    "another width": (
+        lambda folder: write_language_model(folder, hidden_size=128, num_attention_heads=2),
+        "mlp1", ValueError, "vision width of 1024 to a language width of 256.*need 1024 and 128",
+    ),
+    "another base vocabulary": (other_vocabulary, "mlp1", ValueError, "another base vocabulary"),
+    "tied, but two heads": (
+        lambda folder: change_config(folder, tie_word_embeddings=True), None, ValueError, "differs from the embeddings",
+    ),
+    "untied, but no head": (
+        lambda folder: drop_tensor(folder, "lm_head.weight"), None, ValueError, "there is no lm_head.weight",
+    ),
+    "a missing tensor": (
+        lambda folder: drop_tensor(folder, "model.norm.weight"), None, ValueError, "1 tensors are missing: model.norm.weight",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), None, FileNotFoundError, "no weights"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), None, FileNotFoundError, "no tokenizer.json"),
+    "another architecture": (
+        lambda folder: change_config(folder, architectures=["LlamaForCausalLM"], model_type="llama"),
+        None, ValueError, "'llama'; expected a Qwen2ForCausalLM",
+    ),
+    "quantized": (
+        lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}), None, ValueError, "quantized",
+    ),
+    "config and weights of two models": (
+        lambda folder: change_config(folder, intermediate_size=512), None, ValueError, "does not fit its weights",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_misfits_are_one_clear_error(parts, tmp_path, name):
+    spoil, mlp1, kind, message = MISFITS[name]
+    shutil.copytree(parts / "reasoning", tmp_path / "child")
+    spoil(tmp_path / "child")
+    with pytest.raises(kind, match=message):
+        assemble(tmp_path / "out", parts / "vision", tmp_path / "child", mlp1=mlp1 and parts / "whole")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+
+
+def test_sources_that_are_none(parts, tmp_path):
+    for arguments, message in (
+        ((parts / "instruct", parts / "instruct"), "no InternViT tensors"),
+        ((tmp_path / "nowhere", parts / "instruct"), "nowhere: expected a checkpoint's directory"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            assemble(tmp_path / "out", *arguments)
+    with pytest.raises(ValueError, match=r"no tensors named mlp1"):
+        assemble(tmp_path / "out", parts / "vision", parts / "instruct", mlp1=parts / "vision")
+    with pytest.raises(FileExistsError, match="exists"):
+        assemble(parts / "whole", parts / "vision", parts / "instruct")
+
+
+def test_interruption_keeps_whole_shards(parts, tmp_path, monkeypatch):
+    """Nothing looks complete before it is; the second run writes only what is missing; the result is the same."""
+    written, write_shard = [], assembly.write_shard
+
+    def breaks_at_third(path, *arguments):
+        if len(written) == 2:
+            path.with_suffix(".tmp").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path.name)
+        write_shard(path, *arguments)
+
+    monkeypatch.setattr(assembly, "write_shard", breaks_at_third)
+    settings = {"max_shard_bytes": 2_000_000, "settings": {"max_dynamic_patch": 6}}
+    with pytest.raises(OSError, match="disk is full; free some space and run the same command again"):
+        assemble(tmp_path / "out", parts / "vision", parts / "instruct", **settings)
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "config.json").exists()
+    again = []
+    monkeypatch.setattr(assembly, "write_shard", lambda path, *a: (again.append(path.name), write_shard(path, *a)))
+    assemble(tmp_path / "out", parts / "vision", parts / "instruct", **settings)
+    assert not set(again) & set(written) and len(written) == 2 and len(again) >= 3
+    assert not list((tmp_path / "out").glob("*.tmp")) and not (tmp_path / "out.partial").exists()
+    weights = {}
+    for shard in (tmp_path / "out").glob("*.safetensors"):
+        weights |= load_file(shard)
+    whole = load_file(parts / "whole" / "model.safetensors")
+    assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert model.config.max_dynamic_patch == 6
+
+
+def test_other_sources_start_over(parts, tmp_path, monkeypatch):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "plan.json").write_text("another plan")
+    (partial / "model.safetensors").write_bytes(b"of another plan")
+    assemble(tmp_path / "out", parts / "vision", parts / "instruct")
+    assert load_file(tmp_path / "out" / "model.safetensors")
+
+
+def test_a_disk_without_room_is_found_before_writing(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
+    with pytest.raises(OSError, match="0.0 GB are needed and 0.0 GB are free") as raised:
+        assemble(tmp_path / "out", parts / "vision", parts / "instruct")
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_memory_stays_at_the_largest_tensor(parts, tmp_path):
+    """A language model of 0.9 GB, in two shards of which the largest tensor is 155 MB: far less than either is held."""
+    folder = tmp_path / "large"
+    write_language_model(folder, 6, intermediate_size=151_000, num_hidden_layers=4, max_window_layers=4)
+    program = (
+        "import resource, sys; from training.assemble import assemble\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"assemble({str(tmp_path / 'out')!r}, {str(parts / 'vision')!r}, {str(folder)!r})\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=checkpoints.ROOT, capture_output=True, text=True, check=True, timeout=240
+    )
+    grown = int(done.stdout.split()[-1])
+    total = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
+    assert total > 0.9e9
+    assert grown < 0.5e9, f"{grown / 1e9:.2f} GB for {total / 1e9:.2f} GB of weights"
+
+
+def test_older_checkpoints_with_pickled_weights(parts, tmp_path):
+    shutil.copytree(parts / "instruct", tmp_path / "old")
+    torch.save(load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    assemble(tmp_path / "out", parts / "vision", tmp_path / "old", settings={"max_dynamic_patch": 6})
+    first, second = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "out"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_command_line(parts, tmp_path):
+    command = [sys.executable, "-m", "training.assemble", str(tmp_path / "out"), "--vision", str(parts / "vision")]
+    done = subprocess.run(
+        [*command, "--language-model", str(tmp_path)], cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: --language-model")

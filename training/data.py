@@ -1,0 +1,409 @@
+"""Conversations about images, from JSONL or `datasets`, to what the model trains on.
+
+A row, in the forms of InternVL's and LLaVA's data sets or of chat messages; images are paths relative to the image root (by
+default the file's own directory), URLs, or whatever `datasets` decodes:
+
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "…"}]}
+    {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": "<image>\\n<image>\\nCompare."}, …]}
+
+Each `<image>` in a question is an image, in order; a row without any puts its images in front of the first question. An answer
+`thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it; an answer without `</think>` closes the
+thinking at once and answers. Prompts have the tokens that `chat()` gives them, and the loss is on answers only.
+"""
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from preprocessor.image_loading import open_image
+from preprocessor.tiling import select_grid
+from training.nano.package import load_package
+
+USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
+ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "system": SYSTEM}
+IGNORED = -100
+COUNTED = ("used", "broken", "too_long", "fewer_tiles")  # samples; the last are among those used
+
+
+class SampleError(ValueError):
+    """A sample that cannot be trained on; the message says why."""
+
+
+class TooLongError(SampleError):
+    """A sample with more tokens than allowed, however few its tiles."""
+
+
+@dataclasses.dataclass
+class Conversation:
+    """A checked sample: (question, answer) pairs, a system message, and images in the order of the `<image>`."""
+
+    turns: list
+    images: list
+    system: str = ""
+
+
+def parse_row(row):
+    """A row in any of the known forms.
+
+    Raises:
+        SampleError: roles that do not alternate, an empty answer, or other than one `<image>` for each image.
+    """
+    package = load_package().conversation
+    if not isinstance(row, dict):
+        raise SampleError(f"expected an object, found {type(row).__name__}")
+    messages = row.get("conversations") or row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise SampleError('expected a list "conversations" (InternVL, LLaVA) or "messages"')
+    images = row.get("images", row.get("image"))
+    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    texts = [_parse_message(message) for message in messages]
+    system = texts.pop(0)[1] if texts[0][0] == SYSTEM else ""
+    roles = [role for role, _ in texts]
+    if len(roles) < 2 or roles != [USER, ASSISTANT] * (len(roles) // 2):
+        raise SampleError(f"expected questions and answers in turns, found {', '.join(roles) or 'none'}")
+    questions, answers = [text for _, text in texts[::2]], [text for _, text in texts[1::2]]
+    if not all(answer.strip() for answer in answers):
+        raise SampleError("an answer is empty")
+    placed = sum(question.count(package.IMAGE_PLACEHOLDER) for question in questions)
+    if placed == 0:
+        questions[0] = f"{package.IMAGE_PLACEHOLDER}\n" * len(images) + questions[0]
+    elif placed != len(images):
+        raise SampleError(f"{placed} <image> in the questions but {len(images)} images")
+    return Conversation(list(zip(questions, answers)), images, system)
+
+
+def _parse_message(message):
+    """(role, text) of a message in either form; image parts of a list become `<image>`."""
+    if not isinstance(message, dict):
+        raise SampleError(f"a message is {type(message).__name__}, not an object")
+    role, content = message.get("from", message.get("role")), message.get("value", message.get("content"))
+    if role not in ROLES:
+        raise SampleError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
+    if isinstance(content, list):
+        content = "".join("<image>\n" if part.get("type") != "text" else part["text"] for part in content)
+    if not isinstance(content, str):
+        raise SampleError(f"the content of a message is {type(content).__name__}, not text")
+    return ROLES[role], content
+
+
+class Encoder:
+    """Turns a `Conversation` into ids, labels and tiles.
+
+    Args:
+        config: `SkyworkChatConfig` of the model.
+        tokenizer, image_processor: of its repository.
+        max_length: tokens of a sample at most.
+        max_tiles: of an image, thumbnail not counted; by default the image processor's.
+        long_samples: "fewer_tiles" halves the tiles of a sample's images until it fits, and drops it if even one tile
+            each is too much; "drop" drops it at once. Nothing is ever cut off.
+    """
+
+    def __init__(self, config, tokenizer, image_processor, max_length, max_tiles=None, long_samples="fewer_tiles"):
+        if long_samples not in ("fewer_tiles", "drop"):
+            raise ValueError(f"long_samples={long_samples!r} is unknown; expected 'fewer_tiles' or 'drop'.")
+        self.package = load_package().conversation
+        self.tokenizer, self.image_processor = tokenizer, image_processor
+        self.template = self.package.get_conv_template(config.template)
+        side = config.force_image_size or config.vision_config.image_size
+        self.tokens_per_tile = int(side // config.vision_config.patch_size * config.downsample_ratio) ** 2
+        self.max_length, self.long_samples = max_length, long_samples
+        self.max_tiles = max_tiles or image_processor.max_dynamic_patch
+
+    def __call__(self, conversation, image_root=None):
+        """A dict of input_ids and labels (int64, length), pixel_values (tiles, 3, side, side) or None, `fewer_tiles`.
+
+        Raises:
+            SampleError: an image that cannot be read.
+            TooLongError: more than `max_length` tokens.
+        """
+        images = [self._open(image, image_root) for image in conversation.images]
+        limit = self.max_tiles
+        while True:
+            tiles = [self._count_tiles(image, limit) for image in images]
+            ids, labels = self.tokens(conversation, tiles)
+            if len(ids) <= self.max_length:
+                break
+            if limit == 1 or not images or self.long_samples == "drop":
+                raise TooLongError(f"{len(ids)} tokens with at most {limit} tiles an image; {self.max_length} are allowed")
+            limit //= 2
+        pixel_values = None
+        if images:
+            pixel_values = self.image_processor(images=images, max_dynamic_patch=limit)["pixel_values"]
+        return {
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "pixel_values": pixel_values,
+            "fewer_tiles": limit < self.max_tiles,
+        }
+
+    def tokens(self, conversation, tiles):
+        """Ids and labels (IGNORED on prompts) of a conversation whose images have so many tiles each."""
+        remaining, ids, labels = [self.tokens_per_tile * count for count in tiles], [], []
+        for number, (question, answer) in enumerate(conversation.turns):
+            count = question.count(self.package.IMAGE_PLACEHOLDER)
+            count = min(count, len(remaining))
+            own, remaining = remaining[:count], remaining[count:]
+            asked = self.package.open_conversation(
+                self.template,
+                self.package.Question(question, count),
+                system_message=conversation.system if number == 0 else "",
+            )
+            begin = self.template.begin if number == 0 else ""
+            prompt = self.package.encode_segments(self.tokenizer, asked.segments(own), begin)
+            reply = self.package.encode_segments(self.tokenizer, self._answer_segments(answer))
+            ids += prompt + reply
+            labels += [IGNORED] * len(prompt) + reply
+        return ids, labels
+
+    def _answer_segments(self, answer):
+        end = self.package.THINK_END
+        if end not in answer:
+            return [(self.template.skipped_thinking, True), (answer, False), (self.template.sep, True)]
+        thinking, _, rest = answer.removeprefix("<think>").removeprefix("\n").partition(end)
+        return [(thinking, False), (end, True), (rest, False), (self.template.sep, True)]
+
+    def _open(self, image, image_root):
+        if isinstance(image, dict) and image.get("bytes"):  # as `datasets` gives an image that it did not decode
+            image = image["bytes"]
+        if isinstance(image, str) and image_root is not None and "://" not in image and not image.startswith("data:"):
+            image = Path(image_root) / image
+        try:
+            return open_image(image)
+        except (OSError, ValueError, TypeError) as error:
+            raise SampleError(f"image: {error}") from error
+
+    def _count_tiles(self, image, limit):
+        processor = self.image_processor
+        if not processor.dynamic_image_size:
+            return 1
+        smallest = min(processor.min_dynamic_patch, limit)
+        columns, rows = select_grid(*image.size, smallest, limit, processor.size)
+        return columns * rows + (processor.use_thumbnail and columns * rows > 1)
+
+
+class Counts:
+    """How many samples were used, broken, too long or given fewer tiles, counted over all of a loader's workers.
+
+    Args:
+        total: samples of the data set, or None where it streams.
+        max_broken_share: of broken samples among all; one more raises.
+    """
+
+    def __init__(self, total=None, max_broken_share=0.0):
+        self._numbers = torch.zeros(len(COUNTED), dtype=torch.int64).share_memory_()
+        self.total, self.max_broken_share = total, max_broken_share
+
+    def add(self, kind):
+        self._numbers[COUNTED.index(kind)] += 1
+
+    def as_dict(self):
+        return dict(zip(COUNTED, self._numbers.tolist()))
+
+    def report_broken(self, where, error):
+        """Count a broken sample and say which it is.
+
+        Raises:
+            SampleError: too many.
+        """
+        self.add("broken")
+        broken = self.as_dict()["broken"]
+        total = self.total or max(1000, sum(self.as_dict().values()))
+        if broken > self.max_broken_share * total:
+            raise SampleError(
+                f"{where}: {error}. Broken samples: {broken} of {total}; max_broken_share allows a share of "
+                f"{self.max_broken_share:g}. Mend the data or raise it."
+            ) from error
+        warnings.warn(f"{where}: {error}; skipped", stacklevel=2)
+
+
+class ConversationFile(Dataset):
+    """A JSONL file (or several) read line by line from disk, in any order.
+
+    Lines are checked when the data set is made: form, roles, and whether image files exist. A line that turns out
+    broken later (an image that does not decode), or too long, is replaced by the next one that can be used.
+
+    Args:
+        paths: of the files.
+        encoder: `Encoder`.
+        image_root: directory of relative image paths; None: each file's own.
+        max_broken_share: of broken lines among all that is put up with.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SampleError: no line at all, or too many broken ones.
+    """
+
+    def __init__(self, paths, encoder, image_root=None, max_broken_share=0.0):
+        self.encoder, self._lines = encoder, []
+        self.paths = [Path(path) for path in paths]
+        self.image_root = image_root
+        broken, total = [], 0
+        for number, path in enumerate(self.paths):
+            if not path.is_file():
+                raise FileNotFoundError(f"data file {path} does not exist.")
+            with open(path, "rb") as file:
+                offset = 0
+                for line_number, line in enumerate(file, start=1):
+                    if line.strip():
+                        total += 1
+                        try:
+                            self._check(line, path)
+                            self._lines.append((number, offset, line_number))
+                        except SampleError as error:
+                            broken.append(f"{path}, line {line_number}: {error}")
+                    offset += len(line)
+        if not total:
+            raise SampleError(f"no samples in {', '.join(map(str, self.paths))}")
+        if len(broken) > max_broken_share * total:
+            shown = "\n  ".join(broken[:10])
+            raise SampleError(
+                f"{len(broken)} of {total} lines are broken; max_broken_share allows a share of {max_broken_share:g}. "
+                f"Mend them or raise it:\n  {shown}"
+            )
+        for message in broken:
+            warnings.warn(f"{message}; skipped", stacklevel=2)
+        self.counts = Counts(total, max_broken_share)
+        for _ in broken:
+            self.counts.add("broken")
+
+    def _root(self, path):
+        return self.image_root or path.parent
+
+    def _check(self, line, path):
+        conversation = parse_row(_parse_json(line))
+        for image in conversation.images:
+            is_path = isinstance(image, str) and "://" not in image and not image.startswith("data:")
+            if is_path and not (Path(self._root(path)) / image).is_file():
+                raise SampleError(f"no image file {Path(self._root(path)) / image}")
+
+    def __len__(self):
+        return len(self._lines)
+
+    def where(self, index):
+        number, _, line_number = self._lines[index]
+        return f"{self.paths[number]}, line {line_number}"
+
+    def row(self, index):
+        """The row as it stands in the file."""
+        number, offset, _ = self._lines[index]
+        with open(self.paths[number], "rb") as file:
+            file.seek(offset)
+            return _parse_json(file.readline())
+
+    def length(self, index):
+        """About how many tokens a sample has, from its text and the sizes of its images: for grouping by length."""
+        from PIL import Image  # only the header is read
+
+        number = self._lines[index][0]
+        conversation = parse_row(self.row(index))
+        characters = sum(len(question) + len(answer) for question, answer in conversation.turns)
+        tokens = characters // 3
+        for image in conversation.images:
+            if isinstance(image, str) and (path := Path(self._root(self.paths[number])) / image).is_file():
+                with Image.open(path) as opened:
+                    tokens += self.encoder._count_tiles(opened, self.encoder.max_tiles) * self.encoder.tokens_per_tile
+        return min(tokens, self.encoder.max_length)
+
+    def encode_line(self, index):
+        """The encoded sample, or None for one that is counted as broken or too long."""
+        root = self._root(self.paths[self._lines[index][0]])
+        return _encode(self.encoder, self.counts, self.row(index), root, self.where(index))
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for step in range(len(self)):
+            sample = self.encode_line((index + step) % len(self))
+            if sample is not None:
+                return sample
+        raise SampleError("none of the samples can be used: all are broken or too long")
+
+
+class StreamedConversations(IterableDataset):
+    """Rows of any iterable that can be started anew (`datasets`, streaming or not); unusable ones are left out.
+
+    Args:
+        rows: gives a fresh iterator each time; rows as `parse_row` knows them.
+        name: for messages.
+        total: how many there are, if that is known: the share of broken ones is of it.
+    """
+
+    def __init__(self, rows, encoder, name, image_root=None, max_broken_share=0.0, total=None):
+        self.rows, self.encoder, self.name, self.image_root = rows, encoder, name, image_root
+        self.counts = Counts(total, max_broken_share)
+
+    def set_epoch(self, epoch):
+        """Shuffle anew, if the rows can."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        for number, row in enumerate(self.rows):
+            if worker is not None and number % worker.num_workers != worker.id:
+                continue
+            sample = _encode(self.encoder, self.counts, row, self.image_root, f"{self.name}, row {number + 1}")
+            if sample is not None:
+                yield sample
+
+
+def _parse_json(line):
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SampleError(f"not JSON ({error})") from error
+
+
+def _encode(encoder, counts, row, image_root, where):
+    """An encoded sample, or None for one that is counted as broken or too long."""
+    try:
+        sample = encoder(parse_row(row), image_root)
+    except TooLongError:
+        counts.add("too_long")
+        return None
+    except SampleError as error:
+        counts.report_broken(where, error)
+        return None
+    counts.add("used")
+    if sample.pop("fewer_tiles"):
+        counts.add("fewer_tiles")
+    return sample
+
+
+@dataclasses.dataclass
+class Collator:
+    """Pads samples to a batch on the right.
+
+    A batch without images gets one empty tile that is flagged as padding: so the projector takes part in every step,
+    which gradients across processes need.
+
+    Args:
+        pad_token_id: goes into input_ids; attention_mask and labels leave it out.
+        tile_shape: (3, side, side).
+    """
+
+    pad_token_id: int
+    tile_shape: tuple
+
+    def __call__(self, samples):
+        length = max(len(sample["input_ids"]) for sample in samples)
+        input_ids = torch.full((len(samples), length), self.pad_token_id)
+        labels = torch.full((len(samples), length), IGNORED)
+        attention_mask = torch.zeros(len(samples), length, dtype=torch.int64)
+        for row, sample in enumerate(samples):
+            own = len(sample["input_ids"])
+            input_ids[row, :own], labels[row, :own] = sample["input_ids"], sample["labels"]
+            attention_mask[row, :own] = 1
+        tiles = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
+        pixel_values = torch.cat(tiles) if tiles else torch.zeros(1, *self.tile_shape)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "pixel_values": pixel_values,
+            "image_flags": torch.full((len(pixel_values),), int(bool(tiles))),
+        }
