@@ -1,0 +1,261 @@
+"""From JSONL lines to what is trained on: the tokens of chat(), loss on answers, nothing lost or cut silently."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor
+
+from tests import checkpoints
+from training import data
+from training.data import Collator, ConversationFile, Encoder, SampleError, StreamedConversations, parse_row
+from training.nano.package import load_package
+
+conversation_module = load_package().conversation
+
+
+@pytest.fixture(scope="module")
+def parts():
+    processor = AutoProcessor.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+    return config, processor
+
+
+def encoder(parts, max_length=2000, **settings):
+    config, processor = parts
+    return Encoder(config, processor.tokenizer, processor.image_processor, max_length, **settings)
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("square.png", (112, 112)), ("wide.png", (300, 100)), ("large.png", (336, 224))):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def turn(question, answer):
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def write(path, rows):
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+FORMS = {
+    "LLaVA: one image": ({"image": "a.jpg", "conversations": turn("<image>\nWhat?", "A cat.")}, ["a.jpg"], 1),
+    "InternVL: several": (
+        {"image": ["a.jpg", "b.jpg"], "conversations": turn("<image>\n<image>\nSame?", "No.")}, ["a.jpg", "b.jpg"], 1,
+    ),
+    "text only": ({"conversations": turn("Hi", "Hello.")}, [], 1),
+    "several turns": ({"image": "a.jpg", "conversations": turn("What?<image>", "X") + turn("Sure?", "Yes")}, ["a.jpg"], 2),
+    "chat messages": (
+        {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "y"}]},
+        ["a.jpg"], 1,
+    ),
+    "chat messages in parts": (
+        {"images": ["a.jpg"], "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "y"}]},
+        ]},
+        ["a.jpg"], 1,
+    ),
+    "a system message": (
+        {"conversations": [{"from": "system", "value": "Be brief."}, *turn("Hi", "Hello.")]}, [], 1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_known_forms(name):
+    row, images, turns = FORMS[name]
+    conversation = parse_row(row)
+    assert conversation.images == images and len(conversation.turns) == turns
+    assert sum(question.count("<image>") for question, _ in conversation.turns) == len(images)
+    assert conversation.system == ("Be brief." if "system" in name else "")
+
+
+def test_images_without_placeholder_come_first():
+    conversation = parse_row({"image": ["a", "b"], "conversations": turn("Compare.", "Done.")})
+    assert conversation.turns[0][0] == "<image>\n<image>\nCompare."
+
+
+BROKEN = {
+    "not an object": ("[1]", "expected an object, found list"),
+    "not JSON": ("{", "not JSON"),
+    "no messages": ('{"image": "a.jpg"}', 'expected a list "conversations"'),
+    "an unknown role": (json.dumps({"conversations": [{"from": "robot", "value": "x"}]}), "role 'robot' is unknown"),
+    "no answer": (json.dumps({"conversations": [{"from": "human", "value": "x"}]}), "questions and answers in turns"),
+    "an empty answer": (json.dumps({"conversations": turn("x", " ")}), "an answer is empty"),
+    "more <image> than images": (json.dumps({"conversations": turn("<image>x", "y")}), "1 <image> in the questions but 0"),
+    "content that is no text": (json.dumps({"conversations": turn(None, "y")}), "content of a message is NoneType"),
+    "no such image": (json.dumps({"image": "gone.jpg", "conversations": turn("x", "y")}), "no image file .*gone.jpg"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_lines_are_named(parts, images, name):
+    """By file and line, before anything expensive; up to the stated share they are skipped with a warning."""
+    line, message = BROKEN[name]
+    path = write(images / "data.jsonl", [{"conversations": turn("Hi", "Hello.")}, line])
+    with pytest.raises(SampleError, match=rf"1 of 2 lines are broken(.|\n)*data.jsonl, line 2: .*{message}"):
+        ConversationFile([path], encoder(parts))
+    with pytest.warns(UserWarning, match="line 2"):
+        read = ConversationFile([path], encoder(parts), max_broken_share=0.5)
+    assert len(read) == 1 and read.counts.as_dict()["broken"] == 1
+
+
+def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
+    (images / "cut.png").write_bytes((images / "large.png").read_bytes()[:300])
+    rows = [{"image": name, "conversations": turn("What?", name)} for name in ("cut.png", "square.png")]
+    path = write(images / "data.jsonl", rows)
+    with pytest.raises(SampleError, match="line 1: image: .*cut.png.*max_broken_share"):
+        ConversationFile([path], encoder(parts))[0]
+    read = ConversationFile([path], encoder(parts), max_broken_share=0.5)
+    with pytest.warns(UserWarning, match="line 1: image"):
+        sample = read[0]
+    assert torch.equal(sample["input_ids"], read[1]["input_ids"])
+    assert read.counts.as_dict() == {"used": 2, "broken": 1, "too_long": 0, "fewer_tiles": 0}
+
+
+def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
+    """Ids up to the answer are what chat() hands to generate(), for images, turns and a system message."""
+    _, processor = parts
+    asked = {}
+
+    def capture(**inputs):
+        asked.update(inputs)
+        return torch.zeros(1, 0, dtype=torch.int64)
+
+    monkeypatch.setattr(nano_model, "generate", capture)
+    history = [("<image>\nWhat?", "I see it.\n</think>\n\nA shape.")]
+    nano_model.chat(
+        processor.tokenizer, [images / "wide.png"], "And <img> now?", {"max_new_tokens": 1}, history=history,
+        system_message="Be brief.",
+    )  # fmt: skip
+    row = {
+        "image": "wide.png",
+        "conversations": [{"from": "system", "value": "Be brief."}, *turn(*history[0]), *turn("And <img> now?", "So.")],
+    }
+    sample = encoder(parts)(parse_row(row), images)
+    prompt = asked["input_ids"][0].tolist()
+    assert sample["input_ids"][: len(prompt)].tolist() == prompt
+    torch.testing.assert_close(sample["pixel_values"], asked["pixel_values"])
+
+
+@pytest.mark.parametrize("answer, learned", [
+    ("think\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+    ("<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),  # the template opens the thinking itself
+    ("Answer: 3", "\n</think>\n\nAnswer: 3"),  # no reasoning: the thinking is closed at once
+    ("a</think>b </think> c", "a</think>b </think> c"),
+])  # fmt: skip
+def test_loss_is_on_answers_and_their_end(parts, answer, learned):
+    tokenizer = parts[1].tokenizer
+    sample = encoder(parts)(parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)}))
+    labels = sample["labels"]
+    kept = labels[labels != data.IGNORED]
+    assert torch.equal(kept, sample["input_ids"][labels != data.IGNORED])
+    end = "<｜end▁of▁sentence｜>"
+    assert tokenizer.decode(kept) == (learned + end) * 2
+    ends = int((kept == tokenizer.convert_tokens_to_ids("</think>")).sum())
+    assert ends == 2  # a question's own, and further ones of an answer, are text
+    assert (sample["input_ids"] == tokenizer.convert_tokens_to_ids("<img>")).sum() == 0
+
+
+def test_long_samples_by_rule(parts, images):
+    """336 × 224 is 7 tiles of 16 tokens: fewer where that fits, dropped where nothing does, cut never."""
+    row = parse_row({"image": "large.png", "conversations": turn("What?", "It is large.")})
+    whole = encoder(parts)(row, images)
+    assert len(whole["pixel_values"]) == 7 and not whole["fewer_tiles"]
+    length = len(whole["input_ids"])
+    less = encoder(parts, max_length=length - 1)(row, images)
+    assert less["fewer_tiles"] and len(less["pixel_values"]) < 7
+    image_tokens = int((less["input_ids"] == parts[0].image_token_id).sum())
+    assert image_tokens == 16 * len(less["pixel_values"]) and len(less["input_ids"]) <= length - 1
+    assert torch.equal(less["labels"][-5:], whole["labels"][-5:])
+    with pytest.raises(data.TooLongError, match=f"{length} tokens"):
+        encoder(parts, max_length=length - 1, long_samples="drop")(row, images)
+    with pytest.raises(data.TooLongError, match="at most 1 tiles an image"):
+        encoder(parts, max_length=20)(row, images)
+
+
+def test_long_samples_are_counted(parts, images):
+    rows = [{"conversations": turn("Hi " * 50, "x")}, {"image": "large.png", "conversations": turn("What?", "y")}]
+    read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
+    for index in range(2):
+        read[index]
+    assert read.counts.as_dict() == {"used": 2, "broken": 0, "too_long": 1, "fewer_tiles": 2}
+    alone = ConversationFile([write(images / "long.jsonl", rows[:1])], encoder(parts, max_length=60))
+    with pytest.raises(SampleError, match="none of the samples can be used"):
+        alone[0]
+
+
+def test_several_files_and_order(parts, images):
+    first = write(images / "a.jsonl", [{"conversations": turn("one", "1")}, "", {"conversations": turn("two", "2")}])
+    second = write(images / "b.jsonl", [{"conversations": turn("dré", "3")}])
+    read = ConversationFile([first, second], encoder(parts))
+    assert [read.row(index)["conversations"][0]["value"] for index in range(3)] == ["one", "two", "dré"]
+    assert read.where(1).endswith("a.jsonl, line 3")
+    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+        ConversationFile([images / "nothing.jsonl"], encoder(parts))
+    with pytest.raises(SampleError, match="no samples"):
+        ConversationFile([write(images / "empty.jsonl", [])], encoder(parts))
+
+
+def test_length_is_about_the_tokens(parts, images):
+    rows = [{"image": name, "conversations": turn("What?", "x")} for name in ("square.png", "wide.png", "large.png")]
+    read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts))
+    for index in range(3):
+        assert read.length(index) == pytest.approx(len(read[index]["input_ids"]), abs=14)
+
+
+def test_streams_skip_and_count(parts, images):
+    rows = [{"conversations": turn("Hi", "Hello.")}, "no object", {"image": "gone", "conversations": turn("x", "y")}] * 2
+    stream = StreamedConversations(rows, encoder(parts), "stream", images, max_broken_share=0.7, total=6)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(list(stream)) == 2
+    assert "stream, row 2: expected an object" in str(caught[0].message) and stream.counts.as_dict()["broken"] == 4
+    with pytest.raises(SampleError, match="row 2: expected an object"):
+        list(StreamedConversations(rows, encoder(parts), "stream", images))
+
+
+def test_collator(parts, images):
+    """Right padding; batches without images get one flagged tile, so that the projector is part of every step."""
+    encode = encoder(parts)
+    text = encode(parse_row({"conversations": turn("Hi", "Hello.")}))
+    picture = encode(parse_row({"image": "wide.png", "conversations": turn("What?", "It is.")}), images)
+    collate = Collator(999, (3, 112, 112))
+    batch = collate([text, picture])
+    assert batch["pixel_values"].shape[0] == 4 and batch["image_flags"].tolist() == [1] * 4
+    own = len(text["input_ids"])
+    assert batch["attention_mask"][0].sum() == own and (batch["labels"][0, own:] == -100).all()
+    alone = collate([text])
+    assert alone["image_flags"].tolist() == [0] and alone["pixel_values"].shape == (1, 3, 112, 112)
+
+
+def test_a_batch_of_text_has_a_gradient_of_zero(parts):
+    """Not None: gradients are summed over processes, of which another may have images in this step."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True)
+    model.requires_grad_(False)
+    model.mlp1.requires_grad_(True)
+    batch = Collator(999, (3, 112, 112))([encoder(parts)(parse_row({"conversations": turn("Hi", "Hello.")}))])
+    model.train()
+    model(**batch).loss.backward()
+    gradients = [parameter.grad for parameter in model.mlp1.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    model.eval()
+    flags = {name: batch.pop(name) for name in ("pixel_values", "image_flags")}
+    with torch.no_grad():
+        assert torch.equal(model(**batch, **flags).logits, model(**batch).logits)
+
+
+def test_unknown_rules_are_errors(parts):
+    with pytest.raises(ValueError, match="long_samples='cut' is unknown"):
+        encoder(parts, long_samples="cut")
