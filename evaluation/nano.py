@@ -5,8 +5,8 @@
     python -m evaluation.nano --model runs/nano/reasoning --text
 
 Draws `count` samples of each family (training draws from other generator streams), asks through `batch_chat` with PIL
-images, greedily, and compares what is in the last \\boxed{}. With `--text` the pictures are put into words, and a language model
-alone can be asked. Prints a table with 95 % Wilson intervals, and JSON as the last line.
+images, greedily, and compares what is in the last \\boxed{}. With `--text` the pictures are put into words, and a
+language model alone can be asked. Prints a table with 95 % Wilson intervals, and JSON as the last line.
 """
 
 import argparse

@@ -68,7 +68,9 @@ def test_a_repository_from_parts_works(parts):
     torch.testing.assert_close(new[1021:].float(), old[:1021].float().mean(0).expand(3, -1), atol=1e-3, rtol=1e-2)
     answer = model.chat(tokens, checkpoints.ROOT / "examples" / "image1.jpg", "What?", GREEDY)
     assert isinstance(answer, str)
-    inputs = processor(images=[checkpoints.ROOT / "examples" / "image1.jpg"], text="<image>\nWhat?", return_tensors="pt")
+    inputs = processor(
+        images=[checkpoints.ROOT / "examples" / "image1.jpg"], text="<image>\nWhat?", return_tensors="pt"
+    )
     assert len(inputs["pixel_values"]) * 16 == int((inputs["input_ids"] == 1023).sum())
 
 
@@ -191,7 +193,8 @@ MISFITS = {
         lambda folder: drop_tensor(folder, "lm_head.weight"), None, ValueError, "there is no lm_head.weight",
     ),
     "a missing tensor": (
-        lambda folder: drop_tensor(folder, "model.norm.weight"), None, ValueError, "1 tensors are missing: model.norm.weight",
+        lambda folder: drop_tensor(folder, "model.norm.weight"),
+        None, ValueError, "1 tensors are missing: model.norm.weight",
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), None, FileNotFoundError, "no weights"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), None, FileNotFoundError, "no tokenizer.json"),
@@ -200,7 +203,8 @@ MISFITS = {
         None, ValueError, "'llama'; expected a Qwen2ForCausalLM",
     ),
     "quantized": (
-        lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}), None, ValueError, "quantized",
+        lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}),
+        None, ValueError, "quantized",
     ),
     "config and weights of two models": (
         lambda folder: change_config(folder, intermediate_size=512), None, ValueError, "does not fit its weights",
@@ -272,7 +276,7 @@ def test_other_sources_start_over(parts, tmp_path, monkeypatch):
 
 def test_a_disk_without_room_is_found_before_writing(parts, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 99, 1))
-    with pytest.raises(OSError, match="0.0 GB are needed and 0.0 GB are free") as raised:
+    with pytest.raises(OSError, match=r"0\.0 GB are needed and 0\.0 GB are free") as raised:
         assemble(tmp_path / "out", parts / "vision", parts / "instruct")
     assert raised.value.errno == errno.ENOSPC
 

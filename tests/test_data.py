@@ -52,9 +52,13 @@ FORMS = {
         {"image": ["a.jpg", "b.jpg"], "conversations": turn("<image>\n<image>\nSame?", "No.")}, ["a.jpg", "b.jpg"], 1,
     ),
     "text only": ({"conversations": turn("Hi", "Hello.")}, [], 1),
-    "several turns": ({"image": "a.jpg", "conversations": turn("What?<image>", "X") + turn("Sure?", "Yes")}, ["a.jpg"], 2),
+    "several turns": (
+        {"image": "a.jpg", "conversations": turn("What?<image>", "X") + turn("Sure?", "Yes")}, ["a.jpg"], 2,
+    ),
     "chat messages": (
-        {"images": ["a.jpg"], "messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "y"}]},
+        {"images": ["a.jpg"], "messages": [
+            {"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "y"},
+        ]},
         ["a.jpg"], 1,
     ),
     "chat messages in parts": (
@@ -91,7 +95,10 @@ BROKEN = {
     "an unknown role": (json.dumps({"conversations": [{"from": "robot", "value": "x"}]}), "role 'robot' is unknown"),
     "no answer": (json.dumps({"conversations": [{"from": "human", "value": "x"}]}), "questions and answers in turns"),
     "an empty answer": (json.dumps({"conversations": turn("x", " ")}), "an answer is empty"),
-    "more <image> than images": (json.dumps({"conversations": turn("<image>x", "y")}), "1 <image> in the questions but 0"),
+    "more <image> than images": (
+        json.dumps({"conversations": turn("<image>x", "y")}),
+        "1 <image> in the questions but 0",
+    ),
     "content that is no text": (json.dumps({"conversations": turn(None, "y")}), "content of a message is NoneType"),
     "no such image": (json.dumps({"image": "gone.jpg", "conversations": turn("x", "y")}), "no image file .*gone.jpg"),
 }
@@ -113,7 +120,7 @@ def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     (images / "cut.png").write_bytes((images / "large.png").read_bytes()[:300])
     rows = [{"image": name, "conversations": turn("What?", name)} for name in ("cut.png", "square.png")]
     path = write(images / "data.jsonl", rows)
-    with pytest.raises(SampleError, match="line 1: image: .*cut.png.*max_broken_share"):
+    with pytest.raises(SampleError, match=r"line 1: image: .*cut.png.*max_broken_share"):
         ConversationFile([path], encoder(parts))[0]
     read = ConversationFile([path], encoder(parts), max_broken_share=0.5)
     with pytest.warns(UserWarning, match="line 1: image"):
@@ -200,7 +207,7 @@ def test_several_files_and_order(parts, images):
     read = ConversationFile([first, second], encoder(parts))
     assert [read.row(index)["conversations"][0]["value"] for index in range(3)] == ["one", "two", "dré"]
     assert read.where(1).endswith("a.jsonl, line 3")
-    with pytest.raises(FileNotFoundError, match="nothing.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
         ConversationFile([images / "nothing.jsonl"], encoder(parts))
     with pytest.raises(SampleError, match="no samples"):
         ConversationFile([write(images / "empty.jsonl", [])], encoder(parts))
@@ -214,7 +221,11 @@ def test_length_is_about_the_tokens(parts, images):
 
 
 def test_streams_skip_and_count(parts, images):
-    rows = [{"conversations": turn("Hi", "Hello.")}, "no object", {"image": "gone", "conversations": turn("x", "y")}] * 2
+    rows = [
+        {"conversations": turn("Hi", "Hello.")},
+        "no object",
+        {"image": "gone", "conversations": turn("x", "y")},
+    ] * 2
     stream = StreamedConversations(rows, encoder(parts), "stream", images, max_broken_share=0.7, total=6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -242,7 +253,9 @@ def test_a_batch_of_text_has_a_gradient_of_zero(parts):
     """Not None: gradients are summed over processes, of which another may have images in this step."""
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True
+    )
     model.requires_grad_(False)
     model.mlp1.requires_grad_(True)
     batch = Collator(999, (3, 112, 112))([encoder(parts)(parse_row({"conversations": turn("Hi", "Hello.")}))])

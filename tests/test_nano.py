@@ -13,8 +13,8 @@ from PIL import Image
 from evaluation import nano as evaluation
 from tests import checkpoints
 from training.nano import draw, samples
-from training.nano.package import load_package
 from training.nano.encoder import normalize
+from training.nano.package import load_package
 
 split_thinking = load_package().conversation.split_thinking
 

@@ -3,16 +3,18 @@
     python -m training.assemble out --vision InternViT-6B-448px-V2_5 --language-model Qwen2.5-32B-Instruct
     python -m training.assemble out2 --vision out --mlp1 out --language-model DeepSeek-R1-Distill-Qwen-32B
 
-The second line is the re-assembly of the report (section 2.1): the same vision encoder and projector on another language model
-of the same base. All sources are directories, as `hf download` writes them:
+The second line is the re-assembly of the report (section 2.1): the same vision encoder and projector on another
+language model of the same base. All sources are directories, as `hf download` writes them:
 
 - `--vision`: an InternViT checkpoint, or any InternVL- or Skywork-style checkpoint, of which the vision part is taken
   together with the settings of tiling and pixel shuffle;
-- `--language-model`: a Qwen2ForCausalLM checkpoint with its tokenizer, or a repository of this code, of which it is taken;
+- `--language-model`: a Qwen2ForCausalLM checkpoint with its tokenizer, or a repository of this code, of which it is
+  taken;
 - `--mlp1`: a checkpoint with a projector. Without it a fresh one is drawn from the seed.
 
 Tensors pass one at a time from shard to shard, so memory stays at the largest of them. Everything is written to
-`out.partial`, which becomes `out` at the very end; run again after an interruption, it goes on after the last whole shard.
+`out.partial`, which becomes `out` at the very end; run again after an interruption, it goes on after the last whole
+shard.
 """
 
 import argparse
@@ -38,8 +40,8 @@ DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 # A projector or a vision part brings these settings along, since it was trained with them
 VISUAL_SETTINGS = (
-    "downsample_ratio", "dynamic_image_size", "force_image_size", "max_dynamic_patch", "min_dynamic_patch", "ps_version",
-    "select_layer", "use_thumbnail",
+    "downsample_ratio", "dynamic_image_size", "force_image_size", "max_dynamic_patch", "min_dynamic_patch",
+    "ps_version", "select_layer", "use_thumbnail",
 )  # fmt: skip
 VISION_PREFIX, LANGUAGE_PREFIX, PROJECTOR_PREFIX = "vision_model.", "language_model.", "mlp1."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -75,7 +77,7 @@ class Checkpoint:
         self.names = sorted(name[len(prefix) :] for name in self._home if name.startswith(prefix))
 
     def _indexed_files(self):
-        indices = [path for path in self.folder.glob("*.index.json")]
+        indices = list(self.folder.glob("*.index.json"))
         chosen = [path for path in indices if path.name.startswith("pytorch_model") == self._is_pickle]
         return {name for path in chosen for name in json.loads(path.read_text())["weight_map"].values()}
 
@@ -150,7 +152,8 @@ def open_language_model(folder):
         config.get("model_type", "qwen2") != "qwen2"
     ):
         raise ValueError(
-            f"--language-model {folder}: model_type {config.get('model_type')!r}; expected a Qwen2ForCausalLM checkpoint."
+            f"--language-model {folder}: model_type {config.get('model_type')!r}; "
+            "expected a Qwen2ForCausalLM checkpoint."
         )
     if config.get("quantization_config"):
         raise ValueError(f"--language-model {folder} is quantized; assemble the full weights and quantize the result.")
@@ -339,16 +342,18 @@ class Plan:
             if found != ((self.old_rows, *shape[1:]) if grows else shape):
                 misfits.append((name, own, checkpoint, found, shape))
         if missing:
-            raise ValueError(f"{len(missing)} tensors are missing: {', '.join(missing[:3])}{', …' * (len(missing) > 3)}")
+            raise ValueError(
+                f"{len(missing)} tensors are missing: {', '.join(missing[:3])}{', …' * (len(missing) > 3)}"
+            )
         if misfits:
             name, own, checkpoint, found, shape = misfits[0]
             hint = "Its config.json does not fit its weights."
             if checkpoint is self.projector:
                 hint = (
-                    f"The projector maps a vision width of {self.projector.shape('1.weight')[1]} to a language width of "
-                    f"{self.projector.shape('3.weight')[0]}; {folders[VISION_PREFIX]} and {folders[LANGUAGE_PREFIX]} "
-                    f"need {self.shapes['mlp1.1.weight'][1]} and {self.shapes['mlp1.3.weight'][0]}. Leave --mlp1 out for "
-                    "a new one."
+                    f"The projector maps a vision width of {self.projector.shape('1.weight')[1]} to a language width "
+                    f"of {self.projector.shape('3.weight')[0]}; {folders[VISION_PREFIX]} and "
+                    f"{folders[LANGUAGE_PREFIX]} need {self.shapes['mlp1.1.weight'][1]} and "
+                    f"{self.shapes['mlp1.3.weight'][0]}. Leave --mlp1 out for a new one."
                 )
             raise ValueError(f"{own} of {checkpoint.folder} has the shape {found}, expected {shape}. {hint}")
         for checkpoint, names in used.items():
@@ -469,7 +474,9 @@ def write_small_files(plan, folder):
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     else:
-        ids = {name: llm[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if llm.get(name) is not None}
+        ids = {
+            name: llm[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if llm.get(name) is not None
+        }
         write("generation_config.json", {**ids, "do_sample": False})
     size = plan.config["force_image_size"]
     preprocessing = json.loads((ROOT / "preprocessor_config.json").read_text(encoding="utf-8"))
@@ -484,14 +491,18 @@ def write_small_files(plan, folder):
 def _chatml_template():
     """The root's chat template with the control tokens of Qwen2.5, as "skywork-r1v3" writes them."""
     template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
-    system_check = "{%- if not loop.first -%}{{- raise_exception('A system message can only come first.') -}}{%- endif -%}\n"
+    system_check = (
+        "{%- if not loop.first -%}{{- raise_exception('A system message can only come first.') -}}{%- endif -%}\n"
+    )
     for old, new in (
         ("{%- set begin = '<｜begin▁of▁sentence｜>' -%}\n{{- begin -}}\n", ""),
         (system_check, system_check + "        {{- '<|im_start|>system\\n' -}}\n"),
         ("'<｜User｜>\\n'", "'<|im_start|>user\\n'"),
         ("'<｜Assistant｜><think>\\n'", "'<|im_start|>assistant\\n<think>\\n'"),
         (
-            "    {%- if message['role'] == 'assistant' -%}\n        {{- '<｜end▁of▁sentence｜>' -}}\n    {%- endif -%}\n",
+            "    {%- if message['role'] == 'assistant' -%}\n"
+            "        {{- '<｜end▁of▁sentence｜>' -}}\n"
+            "    {%- endif -%}\n",
             "    {{- '<|im_end|>\\n' -}}\n",
         ),
     ):
@@ -546,7 +557,9 @@ def assemble(
     if len(shards) == 1:
         files = ["model.safetensors"]
     done = {file for file in files if (partial / file).is_file()}
-    check_disk(partial, sum(plan.bytes_of(name) for file, names in zip(files, shards) if file not in done for name in names))
+    check_disk(
+        partial, sum(plan.bytes_of(name) for file, names in zip(files, shards) if file not in done for name in names)
+    )
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1000, desc=output.name) as progress:
         for file, names in zip(files, shards):
             if file in done:

@@ -1,14 +1,16 @@
 """Conversations about images, from JSONL or `datasets`, to what the model trains on.
 
-A row, in the forms of InternVL's and LLaVA's data sets or of chat messages; images are paths relative to the image root (by
-default the file's own directory), URLs, or whatever `datasets` decodes:
+A row, in the forms of InternVL's and LLaVA's data sets or of chat messages; images are paths relative to the image
+root (by default the file's own directory), URLs, or whatever `datasets` decodes:
 
-    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "…"}]}
-    {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content": "<image>\\n<image>\\nCompare."}, …]}
+    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt",
+    "value": "…"}]} {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content":
+    "<image>\\n<image>\\nCompare."}, …]}
 
-Each `<image>` in a question is an image, in order; a row without any puts its images in front of the first question. An answer
-`thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it; an answer without `</think>` closes the
-thinking at once and answers. Prompts have the tokens that `chat()` gives them, and the loss is on answers only.
+Each `<image>` in a question is an image, in order; a row without any puts its images in front of the first question.
+An answer `thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it; an answer without
+`</think>` closes the thinking at once and answers. Prompts have the tokens that `chat()` gives them, and the loss is
+on answers only.
 """
 
 import dataclasses
@@ -128,7 +130,9 @@ class Encoder:
             if len(ids) <= self.max_length:
                 break
             if limit == 1 or not images or self.long_samples == "drop":
-                raise TooLongError(f"{len(ids)} tokens with at most {limit} tiles an image; {self.max_length} are allowed")
+                raise TooLongError(
+                    f"{len(ids)} tokens with at most {limit} tiles an image; {self.max_length} are allowed"
+                )
             limit //= 2
         pixel_values = None
         if images:

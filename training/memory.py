@@ -4,9 +4,9 @@
     python -m training.memory training/recipes/38b/mlp_init_1.yaml --gpus 16 --sharding zero3 --gpu-gb 80
 
 Shapes come from the model's config.json (by default the 38B model's), everything else from the recipe; no weights are
-loaded. The batch is taken as full: `per_device_train_batch_size` samples of `max_length` tokens, most of them images'. Weights,
-gradients and optimizer states are exact sums over the parameters; activations are an estimate, within a factor of 1.5 of
-what autograd keeps at small scale (tests/test_memory.py).
+loaded. The batch is taken as full: `per_device_train_batch_size` samples of `max_length` tokens, most of them
+images'. Weights, gradients and optimizer states are exact sums over the parameters; activations are an estimate,
+within a factor of 1.5 of what autograd keeps at small scale (tests/test_memory.py).
 """
 
 import argparse
@@ -56,8 +56,9 @@ def lora_parameters(model, rank):
 def activation_bytes(config, stage):
     """What autograd keeps of a full batch for the backward pass, and what the widest point takes besides.
 
-    The vision tower keeps nothing unless it trains. The language model keeps its activations even where it is frozen, since
-    the gradient passes through it: with checkpointing each layer's input and one layer's inside, else every layer's inside.
+    The vision tower keeps nothing unless it trains. The language model keeps its activations even where it is frozen,
+    since the gradient passes through it: with checkpointing each layer's input and one layer's inside, else every
+    layer's inside.
 
     Returns:
         {"kept": bytes, "tower": bytes while images are encoded, "logits": bytes}.
@@ -80,9 +81,18 @@ def activation_bytes(config, stage):
     side = (config.force_image_size or vision.image_size) // vision.patch_size
     tokens_per_tile = int(side * config.downsample_ratio) ** 2
     tiles = tokens // tokens_per_tile
-    of_tower = tiles * (side**2 + 1) * wide * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size))
+    of_tower = (
+        tiles
+        * (side**2 + 1)
+        * wide
+        * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size))
+    )
     if "vision_model" in stage.train:
-        per_layer = tiles * (side**2 + 1) * (12 * vision.hidden_size + wide * (6 * vision.hidden_size + 2 * vision.intermediate_size))
+        per_layer = (
+            tiles
+            * (side**2 + 1)
+            * (12 * vision.hidden_size + wide * (6 * vision.hidden_size + 2 * vision.intermediate_size))
+        )
         of_layers = tiles * (side**2 + 1) * wide * vision.hidden_size
         kept += vision.num_hidden_layers * (of_layers if stage.gradient_checkpointing else per_layer)
     # mlp1: the normalised input and the inside of GELU
@@ -98,7 +108,8 @@ def estimate(config, stage, gpus=1, sharding="none"):
 
     Args:
         config: `SkyworkChatConfig`.
-        sharding: "none" (every GPU holds all), "fsdp" or "zero3" (each holds its share of weights, gradients and states).
+        sharding: "none" (every GPU holds all), "fsdp" or "zero3" (each holds its share of weights, gradients and
+        states).
 
     Raises:
         ValueError: an unknown sharding or part, or fewer than one GPU.
@@ -112,7 +123,9 @@ def estimate(config, stage, gpus=1, sharding="none"):
     wide = DTYPE_BYTES[stage.model_dtype]
     parameters = count_parameters(model)
     trainable = sum(
-        count_parameters(getattr(model, part)) for part in ("mlp1", "vision_model", "language_model") if part in stage.train
+        count_parameters(getattr(model, part))
+        for part in ("mlp1", "vision_model", "language_model")
+        if part in stage.train
     )
     adapters = lora_parameters(model, stage.lora_rank) if "lora" in stage.train else 0
     share = gpus if sharding != "none" else 1
@@ -140,7 +153,10 @@ def estimate(config, stage, gpus=1, sharding="none"):
         "gathered layers": gathered,
         "activations": max(activations["kept"] + activations["logits"], activations["tower"]),
     }
-    return {**{name: round(size) for name, size in parts.items()}, "total": round(ALLOCATOR_SLACK * sum(parts.values()))}
+    return {
+        **{name: round(size) for name, size in parts.items()},
+        "total": round(ALLOCATOR_SLACK * sum(parts.values())),
+    }
 
 
 def main():
@@ -165,9 +181,12 @@ def main():
         return
     for name, size in parts.items():
         print(f"{size / GIGABYTE:8.2f} GB  {name}")
-    print(f"{'Fits' if fits else 'Does not fit'} {arguments.gpus} × {arguments.gpu_gb:g} GB with sharding {arguments.sharding}.")
+    verdict = "Fits" if fits else "Does not fit"
+    print(f"{verdict} {arguments.gpus} × {arguments.gpu_gb:g} GB with sharding {arguments.sharding}.")
     if not fits:
-        print("More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, or lora would help.")
+        print(
+            "More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, or lora would help."
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m training.select pool.jsonl selected.jsonl --judge runs/nano/init_1/model --keep 0.5
 
-The report selects the second set of its MLP initialisation with a judge model that it does not name (section 2.1). Here the judge
-is any repository of this code, and the score of a sample is the mean log-likelihood of its answer's tokens: what a model that
-has seen the pictures finds unlikely is often wrong. Lines are copied as they are, in their order, and get a "score".
+The report selects the second set of its MLP initialisation with a judge model that it does not name (section 2.1).
+Here the judge is any repository of this code, and the score of a sample is the mean log-likelihood of its answer's
+tokens: what a model that has seen the pictures finds unlikely is often wrong. Lines are copied as they are, in their
+order, and get a "score".
 """
 
 import argparse
@@ -64,7 +65,9 @@ def select(pool, output, judge, keep, batch_size=16, max_length=None, dtype="bfl
     limit = max_length or model.config.llm_config.max_position_embeddings
     encoder = Encoder(model.config, processor.tokenizer, processor.image_processor, limit)
     data = ConversationFile([pool], encoder, image_root, max_broken_share=0.99)
-    collator = Collator(processor.tokenizer.pad_token_id, (3, processor.image_processor.size, processor.image_processor.size))
+    collator = Collator(
+        processor.tokenizer.pad_token_id, (3, processor.image_processor.size, processor.image_processor.size)
+    )
     order = sorted(range(len(data)), key=data.length)  # rows of one length waste no padding
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     loader = DataLoader(_Indexed(data), batch_sampler=batches, collate_fn=list, num_workers=workers)

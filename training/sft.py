@@ -1,15 +1,16 @@
 """Supervised training of a Skywork-R1V repository on conversations about images, on TRL.
 
     python -m training.sft --config training/recipes/nano/mlp_init_1.yaml
-    accelerate launch --config_file training/recipes/accelerate/fsdp.yaml -m training.sft --config training/recipes/38b/alignment_sft.yaml
+    accelerate launch --config_file training/recipes/accelerate/fsdp.yaml -m training.sft --config
+    training/recipes/38b/alignment_sft.yaml
 
 A YAML file holds fields of `RecipeArguments` and of TRL's `SFTConfig`; the command line overrides it
-(`--learning_rate 1e-4`). The stages of the report (section 2.1 and 2.2, step 1) are in `training/recipes`. What is not named in
-`train` is frozen, and shown to be unchanged at the end. Run again after an interruption, it goes on from the last whole
-checkpoint.
+(`--learning_rate 1e-4`). The stages of the report (section 2.1 and 2.2, step 1) are in `training/recipes`. What is
+not named in `train` is frozen, and shown to be unchanged at the end. Run again after an interruption, it goes on from
+the last whole checkpoint.
 
-The output directory holds `checkpoint-*` while training, then `model` (a complete repository), or `adapter`, or `mlp1`; with
-`loss.png`, `log.jsonl` and `summary.json`.
+The output directory holds `checkpoint-*` while training, then `model` (a complete repository), or `adapter`, or
+`mlp1`; with `loss.png`, `log.jsonl` and `summary.json`.
 """
 
 import dataclasses
@@ -32,9 +33,7 @@ from training.data import Collator, ConversationFile, Encoder, StreamedConversat
 TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 SAVED = ("model", "adapter", "mlp1")
 # The decoder layers' matrices; names as they are under language_model
-LORA_TARGETS = (
-    r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-)
+LORA_TARGETS = r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 
 
 @dataclasses.dataclass
@@ -47,7 +46,9 @@ class RecipeArguments:
 
     model: str = dataclasses.field(metadata={"help": "Repository to start from: a directory or a Hub id."})
     data: list[str] = dataclasses.field(
-        metadata={"help": "JSONL files, or `datasets:NAME[:SPLIT]` for one of `datasets` (a Hub id or saved directory)."}
+        metadata={
+            "help": "JSONL files, or `datasets:NAME[:SPLIT]` for one of `datasets` (a Hub id or saved directory)."
+        }
     )
     train: list[str] = dataclasses.field(
         default_factory=lambda: ["mlp1"],
@@ -92,7 +93,9 @@ class RecipeArguments:
             if unknown or not getattr(self, name):
                 raise ValueError(f"{name}: {unknown or 'nothing'}; expected some of {', '.join(allowed)}.")
         if "lora" in self.train and "language_model" in self.train:
-            raise ValueError("train: lora and language_model exclude each other: an adapter, or the weights themselves.")
+            raise ValueError(
+                "train: lora and language_model exclude each other: an adapter, or the weights themselves."
+            )
         if "adapter" in self.save and "lora" not in self.train:
             raise ValueError("save: adapter needs lora among what trains.")
         if self.model_dtype not in ("bfloat16", "float16", "float32"):
@@ -169,14 +172,17 @@ class Trainer(SFTTrainer):
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
     def _issue_warnings_after_load(self, load_result):
-        frozen = {name for name, p in self.accelerator.unwrap_model(self.model).named_parameters() if not p.requires_grad}
+        frozen = {
+            name for name, p in self.accelerator.unwrap_model(self.model).named_parameters() if not p.requires_grad
+        }
         absent = [name for name in load_result.missing_keys if name.removeprefix("module.") not in frozen]
         buffers = {name for name, _ in self.accelerator.unwrap_model(self.model).named_buffers()}
         absent = [name for name in absent if name not in buffers]
         if absent or load_result.unexpected_keys:
             raise ValueError(
-                f"The checkpoint does not fit what trains: it lacks {absent[:3]} and has {load_result.unexpected_keys[:3]} "
-                "besides. Resume with the recipe it was written with, or use another output_dir."
+                f"The checkpoint does not fit what trains: it lacks {absent[:3]} and has "
+                f"{load_result.unexpected_keys[:3]} besides. Resume with the recipe it was written with, or use "
+                "another output_dir."
             )
 
     def _get_train_sampler(self, train_dataset=None):
@@ -311,9 +317,16 @@ def make_trainer(recipe, config):
     model_config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=True)
     limit = model_config.llm_config.max_position_embeddings
     if not config.max_length or config.max_length > limit:
-        raise ValueError(f"max_length={config.max_length}: expected a number up to the model's context, {limit} tokens.")
+        raise ValueError(
+            f"max_length={config.max_length}: expected a number up to the model's context, {limit} tokens."
+        )
     encoder = Encoder(
-        model_config, processor.tokenizer, processor.image_processor, config.max_length, recipe.max_tiles, recipe.long_samples
+        model_config,
+        processor.tokenizer,
+        processor.image_processor,
+        config.max_length,
+        recipe.max_tiles,
+        recipe.long_samples,
     )
     data, source = build_dataset(recipe, config, encoder)
     model = AutoModelForImageTextToText.from_pretrained(
@@ -345,7 +358,9 @@ def make_trainer(recipe, config):
 def _accelerate_shards():
     import os
 
-    return any(os.environ.get(name, "false").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    return any(
+        os.environ.get(name, "false").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    )
 
 
 def assert_frozen(model, before):

@@ -3,10 +3,11 @@
     drawing = draw_calculation(numpy.random.default_rng(0))
     drawing.image, drawing.question, drawing.thinking, drawing.answer
 
-The range of what is drawn is the range that the nano checkpoint is meant for: canvases of 100 to 800 pixels a side; text
-in any of matplotlib's DejaVu fonts with a size of at least a tenth of the longer side; shapes of at least 7 pixels and a
-twentieth of the shorter side in radius that do not touch; bar charts of 160 to 800 pixels a side, no more than 1.8 times
-as long as wide or wide as long, of two to six bars with whole values from 1 to 9 on an axis from 0 with its numbers.
+The range of what is drawn is the range that the nano checkpoint is meant for: canvases of 100 to 800 pixels a side;
+text in any of matplotlib's DejaVu fonts with a size of at least a tenth of the longer side; shapes of at least 7
+pixels and a twentieth of the shorter side in radius that do not touch; bar charts of 160 to 800 pixels a side, no
+more than 1.8 times as long as wide or wide as long, of two to six bars with whole values from 1 to 9 on an axis from
+0 with its numbers.
 """
 
 import colorsys
@@ -48,8 +49,8 @@ class Mark:
 
     Attributes:
         box: (left, upper, right, lower) in pixels.
-        words: what a transcription of the picture says about it: nothing, a glyph, a shape's name, a letter and a value.
-        middle: (x, y) of what it belongs to, which places it in a transcription; by default its own.
+        words: what a transcription of the picture says about it: nothing, a glyph, a shape's name, a letter and a
+        value. middle: (x, y) of what it belongs to, which places it in a transcription; by default its own.
         seen_with: a box that has to be in sight as well for the second of two words to be known.
     """
 
@@ -381,8 +382,8 @@ def label_cells(marks, image_size, cells_across, cells_down):
         cells_across, cells_down: the grid over the resized picture.
 
     Returns:
-        Two int64 arrays (cells_down, cells_across): the label of the mark whose box covers the cell's middle, and of the
-        mark whose own middle lies in the cell; 0 where there is none.
+        Two int64 arrays (cells_down, cells_across): the label of the mark whose box covers the cell's middle, and of
+        the mark whose own middle lies in the cell; 0 where there is none.
     """
     covering = np.zeros((cells_down, cells_across), dtype=np.int64)
     centred = np.zeros((cells_down, cells_across), dtype=np.int64)

@@ -2,11 +2,12 @@
 
     python -m training.nano.encoder runs/nano/encoder --steps 4000
 
-The encoder is an InternViT of 6.3 M parameters. Two linear heads on its output teach it to read: one says for every 7 × 7
-pixels which glyph, shape or bar lies there (dense labels; the drawing code knows them), the other writes the tile's
-transcription, word by word into its 16 visual tokens, which are the same groups of 2 × 2 patches that pixel shuffle makes
-for the projector. That second task is scene-text recognition with a plain ViT and no decoder (ViTSTR, Atienza 2021); it
-needs the first, without which it does not take off. Hidden layers learn with Muon, the rest with AdamW.
+The encoder is an InternViT of 6.3 M parameters. Two linear heads on its output teach it to read: one says for every 7
+× 7 pixels which glyph, shape or bar lies there (dense labels; the drawing code knows them), the other writes the
+tile's transcription, word by word into its 16 visual tokens, which are the same groups of 2 × 2 patches that pixel
+shuffle makes for the projector. That second task is scene-text recognition with a plain ViT and no decoder (ViTSTR,
+Atienza 2021); it needs the first, without which it does not take off. Hidden layers learn with Muon, the rest with
+AdamW.
 
 The folder ends up as a vision encoder checkpoint: config.json and model.safetensors (bfloat16), with log.jsonl.
 """

@@ -1,7 +1,7 @@
 """What the nano trainings that are not on TRL share: schedule, optimizers, log.
 
-They teach a network of a few million parameters from nothing on a CPU, where Muon learns in half the steps of AdamW; the
-stages of the report are on TRL (`training.sft`).
+They teach a network of a few million parameters from nothing on a CPU, where Muon learns in half the steps of AdamW;
+the stages of the report are on TRL (`training.sft`).
 """
 
 import json

@@ -3,8 +3,8 @@
     python -m training.nano.pipeline runs/nano            # make nano
     python -m training.nano.pipeline runs/nano --install  # and put the result into nano/
 
-In this order, each in a folder of its own; what is there already is kept, and an interrupted stage of TRL's goes on from its last
-checkpoint:
+In this order, each in a folder of its own; what is there already is kept, and an interrupted stage of TRL's goes on
+from its last checkpoint:
 
     encoder          vision encoder, with a throw-away head, then frozen
     base             text model; instruct and reasoning: its two children, text only

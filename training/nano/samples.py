@@ -1,8 +1,9 @@
 """The nano tasks as tiles with labels, as words, and as questions with answers.
 
-A *transcription* of a tile is what a reader would note down of it: one word for each of its `TOKENS_PER_TILE` visual tokens,
-the marks from left to right, then "empty". The vision encoder learns to write it (`training.nano.encoder`), and the
-language models learn to read it as text (`training.nano.text`); the projector is all that is left to connect them.
+A *transcription* of a tile is what a reader would note down of it: one word for each of its `TOKENS_PER_TILE` visual
+tokens, the marks from left to right, then "empty". The vision encoder learns to write it (`training.nano.encoder`),
+and the language models learn to read it as text (`training.nano.text`); the projector is all that is left to connect
+them.
 """
 
 import dataclasses
@@ -169,8 +170,8 @@ def cut_tiles(drawing):
     """A drawing as the image processor cuts it, with the labels of every tile.
 
     Returns:
-        uint8 tiles (tiles, side, side, 3), two int64 arrays (tiles, cells, cells), see `draw.label_cells`, and the words'
-        indices, int64 (tiles, TOKENS_PER_TILE). With more than one tile a thumbnail comes last.
+        uint8 tiles (tiles, side, side, 3), two int64 arrays (tiles, cells, cells), see `draw.label_cells`, and the
+        words' indices, int64 (tiles, TOKENS_PER_TILE). With more than one tile a thumbnail comes last.
     """
     image = drawing.image
     columns, rows = grid(drawing)
@@ -229,7 +230,7 @@ def described(rng, sample):
     return "".join(lines) + sample.question
 
 
-TEXT_SHARES = {calculation: 0.26, counting: 0.2, pair: 0.22, chart: 0.18, description: 0.09, bare_calculation: 0.05}
+TEXT_SHARES = {calculation: 0.25, counting: 0.2, pair: 0.22, chart: 0.17, description: 0.08, bare_calculation: 0.08}
 
 
 def text_sample(rng):

@@ -4,14 +4,14 @@
     python -m training.nano.text instruct runs/nano/instruct --start runs/nano/base --steps 900
     python -m training.nano.text reasoning runs/nano/reasoning --start runs/nano/base --steps 900
 
-Pictures appear as text only, as transcriptions of their tiles (see `training.nano.samples`); no language model ever sees an
-image. The base continues plain documents that answer in either way. Its children speak the chat format: `instruct` answers
-directly (with reasoning where it is asked to think step by step), `reasoning` thinks first, always. As with Qwen2.5-32B-Instruct
-and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to each other, which is what lets a projector move from one
-to the other.
+Pictures appear as text only, as transcriptions of their tiles (see `training.nano.samples`); no language model ever
+sees an image. The base continues plain documents that answer in either way. Its children speak the chat format:
+`instruct` answers directly (with reasoning where it is asked to think step by step), `reasoning` thinks first, unless
+the prompt has closed its thinking. As with Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to
+the base and so to each other, which is what lets a projector move from one to the other.
 
-Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are sometimes mixed with another
-word's: a model that has only ever read clear words is easily thrown by a vector between two.
+Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are sometimes mixed with
+another word's: a model that has only ever read clear words is easily thrown by a vector between two.
 
 Each folder ends up as a Qwen2ForCausalLM checkpoint with its tokenizer, in bfloat16, with log.jsonl.
 """
@@ -53,12 +53,14 @@ MIXED = 0.15  # share of the words of a description whose embedding is mixed wit
 
 def exchange(rng, role, sample):
     """(prompt, reply) of a sample, as text without begin and end tokens."""
-    reasons = {"base": rng.random() < 0.6, "instruct": rng.random() < 0.25, "reasoning": True}[role]
+    reasons = rng.random() < {"base": 0.6, "instruct": 0.25, "reasoning": 0.9}[role]
     if role == "base":
         thinking = f"Reasoning: {sample.thinking}\n" if reasons else ""
         return f"{sample.question}\n", f"{thinking}Answer: \\boxed{{{sample.answer}}}"
     asked = STEP_BY_STEP if role == "instruct" and reasons else ""
     prompt = f"<｜User｜>\n{sample.question}{asked}<｜Assistant｜><think>\n"
+    if role == "reasoning" and not reasons:  # as chat(mode="no-think") asks
+        return f"{prompt}\n</think>\n\n", f"Answer: \\boxed{{{sample.answer}}}"
     return prompt, (samples.reasoned if reasons else samples.direct)(sample)
 
 

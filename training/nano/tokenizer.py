@@ -2,9 +2,9 @@
 
     python -m training.nano.tokenizer runs/nano/tokenizer
 
-Normaliser, splitting (each digit alone), byte-level BPE and the added tokens are those of DeepSeek-R1-Distill-Qwen; only the
-merges are new, learned from the nano tasks and the model card's English. It knows no images: the three image tokens come
-with the assembly, as they do at 38B.
+Normaliser, splitting (each digit alone), byte-level BPE and the added tokens are those of DeepSeek-R1-Distill-Qwen;
+only the merges are new, learned from the nano tasks and the model card's English. It knows no images: the three image
+tokens come with the assembly, as they do at 38B.
 """
 
 import json

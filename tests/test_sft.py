@@ -1,0 +1,338 @@
+"""Recipes: what trains and nothing else, resumed to the same losses, the same over two processes as over one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
+
+from tests import checkpoints
+from training import select, sft
+from training.nano import data as nano_data
+
+RECIPES = checkpoints.ROOT / "training" / "recipes"
+STAGES = ("mlp_init_1", "mlp_init_2", "mlp_init_3", "alignment_sft")
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    """40 drawn samples, some of them of two images, and one of text."""
+    folder = tmp_path_factory.mktemp("samples")
+    path = nano_data.write("init_2", folder, 40, seed=3)
+    with open(path, "a", encoding="utf-8") as file:
+        turns = [{"from": "human", "value": "What is 7 × 8?"}, {"from": "gpt", "value": "Answer: 56"}]
+        file.write(json.dumps({"conversations": turns}) + "\n")
+    return path
+
+
+def arguments(samples, folder, **changes):
+    settings = {
+        "model": checkpoints.NANO, "data": samples, "output_dir": folder, "max_steps": 3, "bf16": "false",
+        "model_dtype": "float32", "per_device_train_batch_size": 4, "global_batch_size": 4, "logging_steps": 1,
+        "dataloader_num_workers": 0, "report_to": "none", "save_strategy": "no", **changes,
+    }  # fmt: skip
+    flags = ["--config", str(RECIPES / "nano" / "alignment_sft.yaml")]
+    for name, value in settings.items():
+        flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def run(samples, folder, **changes):
+    return sft.train(*sft.parse(arguments(samples, folder, **changes)))
+
+
+def losses(folder):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+
+
+def changed_names(folder):
+    before, after = (load_file(path / "model.safetensors") for path in (checkpoints.NANO, folder))
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+
+
+def test_mlp1_alone_trains(samples, tmp_path):
+    """The rest is the same in every bit; the result chats; the summary and the plot are there."""
+    summary = run(samples, tmp_path / "out", report_to=["tensorboard"])
+    assert changed_names(tmp_path / "out" / "model") == {
+        f"mlp1.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
+    }
+    assert summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 173
+    assert summary["samples"]["used"] >= 12 and summary["steps"] == 3
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert (tmp_path / "out" / "loss.png").stat().st_size > 5000
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+    model = AutoModel.from_pretrained(tmp_path / "out" / "model", trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "model", trust_remote_code=True)
+    image = checkpoints.ROOT / "examples" / "image1.jpg"
+    assert model.chat(tokenizer, image, "Calculate.", {"max_new_tokens": 8, "do_sample": False})
+
+
+def test_lora_merged_and_unmerged_agree(samples, tmp_path):
+    run(
+        samples,
+        tmp_path / "out",
+        train=["lora", "mlp1"],
+        save=["adapter", "model", "mlp1"],
+        lora_rank=4,
+        learning_rate=5e-3,
+    )
+    base = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, trust_remote_code=True, torch_dtype=torch.float32
+    )
+    adapted = PeftModel.from_pretrained(base, tmp_path / "out" / "adapter").eval()
+    merged = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out" / "model", trust_remote_code=True, torch_dtype=torch.float32
+    ).eval()
+    ids = torch.arange(5, 900, 11)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=ids).logits, merged(input_ids=ids).logits, atol=2e-4, rtol=2e-4)
+    names = changed_names(tmp_path / "out" / "model")
+    assert all(name.startswith(("language_model.model.layers", "mlp1.")) for name in names)
+    assert sum("_proj.weight" in name for name in names) == 5 * 7 and "mlp1.1.weight" in names
+    projector = load_file(tmp_path / "out" / "mlp1" / "model.safetensors")
+    assert torch.equal(projector["mlp1.1.weight"], merged.state_dict()["mlp1.1.weight"])
+
+
+def test_full_fine_tuning_and_accumulation(samples, tmp_path):
+    """Two halves of a batch give the step of the whole."""
+    for name, at_once in (("whole", 4), ("halves", 2)):
+        run(
+            samples, tmp_path / name, train=["mlp1", "language_model"], max_steps=2, per_device_train_batch_size=at_once,
+            learning_rate=1e-4, train_sampling_strategy="sequential",
+        )  # fmt: skip
+    names = changed_names(tmp_path / "whole" / "model")
+    assert not any(name.startswith("vision_model") for name in names)
+    assert "language_model.lm_head.weight" in names and "mlp1.1.weight" in names
+    whole, halves = losses(tmp_path / "whole"), losses(tmp_path / "halves")
+    assert whole == pytest.approx(halves, rel=1e-4)
+
+
+def test_gradient_checkpointing_and_mixed_precision(samples, tmp_path):
+    """The same first loss; bfloat16 close to it."""
+    first = []
+    for name, changes in (
+        ("plain", {}),
+        ("checkpointed", {"gradient_checkpointing": "true"}),
+        ("bf16", {"bf16": "true", "model_dtype": "bfloat16"}),
+    ):  # fmt: skip
+        run(samples, tmp_path / name, max_steps=2, train_sampling_strategy="sequential", **changes)
+        first.append(losses(tmp_path / name))
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+    assert first[0] == pytest.approx(first[2], rel=0.1)
+
+
+def launch(flags, processes=1):
+    command = [sys.executable, "-m", "training.sft"]
+    if processes > 1:
+        config = RECIPES / "accelerate" / "two_cpu_processes.yaml"
+        command = [
+            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
+            "--main_process_port", "29577", "-m", "training.sft",
+        ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.Popen(
+        [*command, *flags],
+        cwd=checkpoints.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, seconds=240):
+    output, _ = process.communicate(timeout=seconds)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def test_two_processes_train_as_one(samples, tmp_path):
+    """Gradients over gloo: the same losses on the same global batch, with text and images on different ranks."""
+    settings = {"max_steps": 4, "train_sampling_strategy": "random"}
+    one = launch(arguments(samples, tmp_path / "one", **settings))
+    finish(one)
+    two = launch(arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}), processes=2)
+    finish(two)
+    first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(first) == 4 and first == pytest.approx(second, rel=2e-4)
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
+
+
+def test_killed_and_resumed(samples, tmp_path):
+    """kill -9 in the middle, with half a checkpoint on disk: the losses that follow are those of an unbroken run."""
+    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    finish(launch(arguments(samples, tmp_path / "unbroken", **settings)))
+    process = launch(arguments(samples, tmp_path / "broken", **settings))
+    deadline = time.time() + 200
+    while not (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").exists():
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "broken" / "summary.json").exists()
+    (tmp_path / "broken" / "checkpoint-90").mkdir()
+    (tmp_path / "broken" / "checkpoint-90" / "model.safetensors").write_bytes(b"half")
+    finish(launch(arguments(samples, tmp_path / "broken", **settings)))
+    assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("unbroken", "broken"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not (tmp_path / "broken" / "checkpoint-90").exists()
+
+
+def test_checkpoints_hold_what_trains(samples, tmp_path):
+    run(samples, tmp_path / "out", max_steps=2, save_strategy="steps", save_steps=2)
+    kept = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
+    assert kept and all(name.startswith("mlp1.") for name in kept)
+    # another recipe cannot go on from it
+    with pytest.raises(ValueError, match="does not fit what trains"):
+        run(samples, tmp_path / "out", max_steps=3, train=["mlp1", "language_model"])
+
+
+def test_streaming(samples, tmp_path):
+    summary = run(samples, tmp_path / "out", streaming="true", shuffle_buffer=8, train_sampling_strategy="random")
+    assert summary["steps"] == 3 and summary["samples"]["used"] >= 12
+    with pytest.raises(ValueError, match="max_steps is needed"):
+        run(samples, tmp_path / "other", streaming="true", max_steps=-1)
+
+
+def test_a_source_of_datasets(samples, tmp_path):
+    import datasets
+    from PIL import Image
+
+    rows = [json.loads(line) for line in samples.read_text().splitlines()[:12]]
+    names = [row["image"] if isinstance(row["image"], list) else [row["image"]] for row in rows]
+    table = {
+        "images": [[Image.open(samples.parent / name) for name in of_row] for of_row in names],
+        "conversations": [row["conversations"] for row in rows],
+    }
+    features = datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
+        }
+    )
+    datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "saved")
+    summary = run(f"datasets:{tmp_path / 'saved'}", tmp_path / "out", train_sampling_strategy="random")
+    assert summary["steps"] == 3 and summary["samples"]["broken"] == 0
+
+
+BAD = {
+    "an unknown key": ({"learning_rat": 1}, SystemExit, ""),
+    "an unknown part": ({"train": ["mlp2"]}, ValueError, r"train: \['mlp2'\]; expected some of mlp1"),
+    "both ways to train": ({"train": ["lora", "language_model"]}, ValueError, "exclude each other"),
+    "an adapter without LoRA": ({"save": ["adapter"]}, ValueError, "adapter needs lora"),
+    "a batch that does not divide": ({"global_batch_size": 6}, ValueError, "global_batch_size=6 is no multiple of 4"),
+    "a length beyond the context": ({"max_length": 10_000}, ValueError, "max_length=10000: expected .* 4096 tokens"),
+    "no data": ({"data": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl does not exist"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_recipes_are_one_clear_error(samples, tmp_path, name):
+    changes, kind, message = BAD[name]
+    with pytest.raises(kind, match=message):
+        run(samples, tmp_path / "out", **changes)
+
+
+def test_frozen_tensors_are_really_compared(nano_model):
+    before = sft.checksums(nano_model.requires_grad_(False))
+    assert sft.assert_frozen(nano_model, before) == len(before)
+    with torch.no_grad():
+        weight = nano_model.vision_model.encoder.layers[0].mlp.fc1.weight
+        weight[3, 5] += 1e-6
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"1 frozen tensors have changed, such as vision_model.encoder.layers.0.mlp.fc1"
+        ):
+            sft.assert_frozen(nano_model, before)
+    finally:
+        with torch.no_grad():
+            weight[3, 5] -= 1e-6
+
+
+def test_recipes_are_those_of_the_report():
+    """Section 2.1's table; and nano says the same things in other sizes."""
+    rates = {"mlp_init_1": 2e-4, "mlp_init_2": 4e-5, "mlp_init_3": 4e-5, "alignment_sft": 4e-5}
+    sizes = {
+        "model", "data", "output_dir", "save", "learning_rate", "global_batch_size", "per_device_train_batch_size",
+        "max_length", "max_tiles", "max_broken_share", "gradient_checkpointing", "dataloader_num_workers", "save_steps",
+        "logging_steps",
+    }  # fmt: skip
+    for stage in STAGES:
+        large, nano = (yaml.safe_load((RECIPES / size / f"{stage}.yaml").read_text()) for size in ("38b", "nano"))
+        assert (
+            large["learning_rate"] == rates[stage] and large["weight_decay"] == 0.05 and large["warmup_steps"] == 0.03
+        )
+        assert large["global_batch_size"] == 512 and large["max_length"] == 16384 and large["num_train_epochs"] == 1
+        assert large["train"] == nano["train"] == ["mlp1"]
+        differing = {name for name in large.keys() | nano.keys() if large.get(name) != nano.get(name)}
+        assert differing <= sizes | {"use_cpu", "disable_tqdm"}, differing
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(RECIPES.glob("*b/*.yaml")) + sorted(RECIPES.glob("nano/*.yaml")),
+    ids=lambda p: p.parent.name + p.stem,
+)
+def test_recipes_parse(path):
+    recipe, config = sft.parse(["--config", str(path), "--use_cpu", "true"])
+    assert config.learning_rate > 0 and recipe.train == ["mlp1"]
+
+
+def test_selection_prefers_right_answers(samples, tmp_path):
+    """The judge's likelihood ranks a true answer above the same line with a false one."""
+    rows = []
+    for number, (question, right, wrong) in enumerate(
+        [("What is 7 × 8?", "56", "57"), ("What is 12 + 34?", "46", "64"), ("What is 20 - 55?", "-35", "35")]
+    ):
+        for answer in (right, wrong):
+            turns = [
+                {"from": "human", "value": question},
+                {"from": "gpt", "value": f"I read it.\n</think>\n\nAnswer: \\boxed{{{answer}}}"},
+            ]
+            rows.append({"id": number, "right": answer == right, "conversations": turns})
+    pool = tmp_path / "pool.jsonl"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    kept, scored = select.select(pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, workers=0, dtype="float32")
+    assert (kept, scored) == (3, 6)
+    lines = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
+    assert all("score" in line for line in lines)
+    with pytest.raises(ValueError, match="keep=0"):
+        select.select(pool, tmp_path / "x.jsonl", checkpoints.NANO, 0)
+
+
+def test_scores_are_mean_log_likelihoods(nano_tokenizer):
+    """By hand, from the logits of the unpadded row."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, trust_remote_code=True, torch_dtype=torch.float32
+    ).eval()
+    ids = torch.tensor([[5, 9, 300, 301, 17], [8, 12, 99, 999, 999]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    labels = torch.tensor([[-100, -100, 300, 301, 17], [-100, -100, 99, -100, -100]])
+    scores = select.score_answers(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+    with torch.no_grad():
+        of_row = model(input_ids=ids[1:, :3]).logits[0, 1].log_softmax(-1)[99]
+    torch.testing.assert_close(scores[1], of_row, atol=1e-4, rtol=1e-4)
+
+
+def test_the_command_line_reports_errors_in_one_line(samples, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "training.sft", *arguments(tmp_path / "nothing.jsonl", tmp_path / "out")],
+        cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == f"error: data file {tmp_path / 'nothing.jsonl'} does not exist."
+    assert not Path(tmp_path / "out" / "model").exists() and shutil.which("python3")

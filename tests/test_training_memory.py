@@ -1,0 +1,126 @@
+"""The memory calculator: exact where it counts parameters, near autograd's own account where it estimates."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from serving.memory_plan import load_config
+from tests import checkpoints
+from training import memory
+
+ROOT_CONFIG = load_config(checkpoints.ROOT)
+NANO_CONFIG = load_config(checkpoints.NANO)
+STAGE = memory.Stage(train=("mlp1",), per_device_train_batch_size=4, max_length=256)
+
+
+def kept_by_autograd(stage):
+    """Bytes of distinct tensors, parameters aside, that a training forward pass saves for the backward pass."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, torch_dtype=getattr(torch, stage.model_dtype), trust_remote_code=True
+    ).train()
+    model.requires_grad_(False)
+    for part in stage.train:
+        getattr(model, part).requires_grad_(True).float()
+    if stage.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    tiles = stage.per_device_train_batch_size * stage.max_length // 16
+    ids = torch.full((stage.per_device_train_batch_size, stage.max_length), 1023)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16),
+    ):
+        embeddings = model.embed(ids, pixel_values=torch.zeros(tiles, 3, 112, 112, dtype=model.dtype))
+        output = model.language_model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    del output
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("changes", [
+    {"gradient_checkpointing": False},
+    {"gradient_checkpointing": False, "bf16": False, "model_dtype": "float32"},
+    {"gradient_checkpointing": False, "train": ("mlp1", "language_model")},
+    {"gradient_checkpointing": False, "train": ("mlp1", "vision_model")},
+], ids=str)  # fmt: skip
+def test_activations_near_what_autograd_keeps(changes):
+    stage = dataclasses.replace(STAGE, **changes)
+    estimated, measured = memory.activation_bytes(NANO_CONFIG, stage)["kept"], kept_by_autograd(stage)
+    assert 1 / 1.5 < estimated / measured < 1.5, f"{estimated / 1e6:.1f} MB estimated, {measured / 1e6:.1f} MB kept"
+
+
+def test_weights_gradients_and_states_are_exact():
+    """Against the tensors of a real model and optimizer, in bytes."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, torch_dtype=torch.bfloat16, trust_remote_code=True
+    )
+    model.requires_grad_(False)
+    model.mlp1.float().requires_grad_(True)
+    trainable = list(model.mlp1.parameters())
+    optimizer = torch.optim.AdamW(trainable)
+    for parameter in trainable:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+
+    def size(tensors):
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    states = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    parts = memory.estimate(NANO_CONFIG, STAGE)
+    assert parts["weights"] == size(model.parameters())
+    assert parts["gradients"] == size(parameter.grad for parameter in trainable)
+    assert parts["optimizer states"] == size(states)
+
+
+def test_adapters_are_counted_as_peft_makes_them():
+    from peft import LoraConfig, get_peft_model
+
+    from training.sft import LORA_TARGETS
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+    counted = memory.lora_parameters(model, 8)
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=LORA_TARGETS))
+    assert counted == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+
+
+def test_sharding_divides_what_it_should():
+    stage = dataclasses.replace(STAGE, train=("mlp1", "language_model"), max_length=4096)
+    alone = memory.estimate(ROOT_CONFIG, stage, 8, "none")
+    shared = memory.estimate(ROOT_CONFIG, dataclasses.replace(stage, model_dtype="float32"), 8, "fsdp")
+    zero3 = memory.estimate(ROOT_CONFIG, stage, 16, "zero3")
+    assert alone["optimizer states"] == 8 * shared["optimizer states"]
+    assert alone["gathered layers"] == 0 < shared["gathered layers"]
+    # weights, gradients, a float32 master and two moments over 16 GPUs
+    trained = 32_763_876_352 + 105_000_000
+    assert zero3["optimizer states"] == pytest.approx(12 * trained / 16, rel=0.01)
+
+
+def test_the_stages_of_the_report_fit_where_the_readme_says():
+    """mlp1 on 8 × 80 GB, one sample of 16,384 tokens each; all of it on one GPU does not."""
+    stage = memory.Stage.from_yaml(checkpoints.ROOT / "training" / "recipes" / "38b" / "alignment_sft.yaml")
+    assert stage.max_length == 16384 and stage.train == ("mlp1",) and stage.gradient_checkpointing
+    eight = memory.estimate(ROOT_CONFIG, dataclasses.replace(stage, model_dtype="float32"), 8, "fsdp")
+    assert eight["total"] < 79e9
+    assert memory.estimate(ROOT_CONFIG, stage, 1, "none")["total"] > 79e9
+
+
+def test_command_line():
+    recipe = "training/recipes/38b/mlp_init_1.yaml"
+    command = [sys.executable, "-m", "training.memory", recipe, "--gpus", "8", "--json"]
+    done = subprocess.run(command, cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["fits"] is True
+    for sharding, gpus in (("ddp", 1), ("none", 0)):
+        with pytest.raises(ValueError, match=r"sharding='ddp'|gpus=0"):
+            memory.estimate(NANO_CONFIG, STAGE, gpus, sharding)
