@@ -351,6 +351,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         use_cache=None,
         output_attentions=None,
         output_hidden_states=None,
+        return_dict=None,  # PEFT gives it to the view without head, too; what comes back is always an output object
         **kwargs,
     ):
         if (input_ids is None) == (inputs_embeds is None):
