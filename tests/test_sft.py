@@ -109,8 +109,8 @@ def test_full_fine_tuning_and_accumulation(samples, tmp_path):
     """Two halves of a batch give the step of the whole."""
     for name, at_once in (("whole", 4), ("halves", 2)):
         run(
-            samples, tmp_path / name, train=["mlp1", "language_model"], max_steps=2, per_device_train_batch_size=at_once,
-            learning_rate=1e-4, train_sampling_strategy="sequential",
+            samples, tmp_path / name, train=["mlp1", "language_model"], max_steps=2, learning_rate=1e-4,
+            per_device_train_batch_size=at_once, train_sampling_strategy="sequential",
         )  # fmt: skip
     names = changed_names(tmp_path / "whole" / "model")
     assert not any(name.startswith("vision_model") for name in names)

@@ -3,9 +3,9 @@
     python -m examples.finetune                                  # minutes on a laptop
     python -m examples.finetune --config my_recipe.yaml --test my_test.jsonl
 
-Trains by the recipe (`training.sft`), then asks the test questions of the checkpoint before, of the fine-tuned repository (LoRA
-merged) and, if the recipe saved one, of the adapter on the old checkpoint. Prints how many are right and writes a picture of a
-few of them, before_after.png, beside the fine-tuned model.
+Trains by the recipe (`training.sft`), then asks the test questions of the checkpoint before, of the fine-tuned
+repository (LoRA merged) and, if the recipe saved one, of the adapter on the old checkpoint. Prints how many are right
+and writes a picture of a few of them, before_after.png, beside the fine-tuned model.
 """
 
 import argparse
@@ -91,7 +91,8 @@ def main():
         from peft import PeftModel
 
         with_adapter = PeftModel.from_pretrained(model, folder / "adapter").eval()
-        print(f"adapter on {recipe.model}: {right(ask(with_adapter.base_model.model, tokenizer, tests))} of {len(tests)} right")
+        scored = right(ask(with_adapter.base_model.model, tokenizer, tests))
+        print(f"adapter on {recipe.model}: {scored} of {len(tests)} right")
     draw_comparison(tests, before, after, folder / "before_after.png")
     print(f"pictures with both answers: {folder / 'before_after.png'}")
 
