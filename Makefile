@@ -2,6 +2,7 @@
 # make test    the default test suite
 # make bench   speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
 # make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
+# make nano    rebuild the nano checkpoint from nothing, by every stage of the report's method (hours on two cores)
 # make compat  every minor version of transformers, and the README's table
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +17,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat test test-slow compat lint format nano-score bench bench-gpu serving-test clean
+.PHONY: chat test test-slow compat lint format nano nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -47,6 +48,9 @@ lint: $(VENV)/.dev
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+nano: $(VENV)/.dev
+	$(BIN)/python -m training.nano.pipeline runs/nano --install
 
 nano-score: $(VENV)/.dev
 	$(BIN)/python -m evaluation.nano --model nano --count 500

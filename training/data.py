@@ -207,6 +207,11 @@ class Counts:
     def as_dict(self):
         return dict(zip(COUNTED, self._numbers.tolist()))
 
+    def over_processes(self, accelerator):
+        """The sums over all processes of a training."""
+        total = accelerator.reduce(self._numbers.clone().to(accelerator.device), "sum")
+        return dict(zip(COUNTED, total.tolist()))
+
     def report_broken(self, where, error):
         """Count a broken sample and say which it is.
 

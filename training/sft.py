@@ -16,6 +16,7 @@ The output directory holds `checkpoint-*` while training, then `model` (a comple
 import dataclasses
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -24,10 +25,11 @@ from pathlib import Path
 import datasets
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer, TrlParser
 
+from training.assemble import Checkpoint
 from training.data import Collator, ConversationFile, Encoder, StreamedConversations
 
 TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
@@ -216,8 +218,6 @@ def set_accumulation(config, global_batch_size):
         ValueError: it does not divide.
     """
     at_once = config.per_device_train_batch_size * config.world_size * max(1, config.n_gpu)
-    if config.world_size > 1:
-        at_once = config.per_device_train_batch_size * config.world_size
     if global_batch_size % at_once:
         raise ValueError(
             f"global_batch_size={global_batch_size} is no multiple of {at_once}, which is per_device_train_batch_size="
@@ -307,13 +307,11 @@ def make_trainer(recipe, config):
     """Everything up to the first step: checks, data, model, frozen parts.
 
     Returns:
-        (Trainer, checksums of what is frozen).
+        (Trainer, checksums of what is frozen or, where no process holds a whole model, None).
     """
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
     processor = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
-    from transformers import AutoConfig
-
     model_config = AutoConfig.from_pretrained(recipe.model, trust_remote_code=True)
     limit = model_config.llm_config.max_position_embeddings
     if not config.max_length or config.max_length > limit:
@@ -333,14 +331,16 @@ def make_trainer(recipe, config):
         recipe.model, torch_dtype=getattr(torch, recipe.model_dtype), trust_remote_code=True
     )
     freeze(model, recipe.train)
-    sharded = bool(config.fsdp) or config.deepspeed or _accelerate_shards()
+    sharded = bool(config.fsdp or config.deepspeed) or _accelerate_shards()
+    if sharded and "lora" in recipe.train and recipe.save != ["adapter"]:
+        raise ValueError("LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it afterwards.")
     if not sharded:  # they keep a float32 copy themselves, and want one dtype
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
     else:
         model.whole_batches_of_tiles = True  # every rank makes the same calls of every module
-    frozen = checksums(model)
+    frozen = None if sharded else checksums(model)
     side = encoder.image_processor.size
     collator = Collator(processor.tokenizer.pad_token_id, (3, side, side))
     trainer = Trainer(
@@ -356,21 +356,42 @@ def make_trainer(recipe, config):
 
 
 def _accelerate_shards():
-    import os
-
     return any(
         os.environ.get(name, "false").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     )
 
 
 def assert_frozen(model, before):
-    """Raises RuntimeError if a tensor that was frozen has changed."""
-    after = checksums(model)
-    names = {name: _bare(name) for name in after}
-    changed = [bare for name, bare in names.items() if bare in before and after[name] != before[bare]]
+    """Compare what was frozen with `checksums` from before.
+
+    Returns:
+        How many tensors were compared.
+
+    Raises:
+        RuntimeError: one has changed.
+    """
+    after = {_bare(name): checksum for name, checksum in checksums(model).items()}
+    compared = after.keys() & before.keys()
+    _raise_if_changed(name for name in compared if after[name] != before[name])
+    return len(compared)
+
+
+def assert_frozen_as_loaded(state_dict, folder, trainable):
+    """As `assert_frozen` where no process holds a whole model: against the files that it was loaded from."""
+    source = Checkpoint(folder)
+    compared = sorted((state_dict.keys() & set(source.names)) - set(trainable))
+    _raise_if_changed(
+        name
+        for name in compared
+        if not torch.equal(state_dict[name].cpu(), source.read(name).to(state_dict[name].dtype))
+    )
+    return len(compared)
+
+
+def _raise_if_changed(names):
+    changed = sorted(names)
     if changed:
         raise RuntimeError(f"{len(changed)} frozen tensors have changed, such as {changed[0]}; this must not happen.")
-    return len([bare for bare in names.values() if bare in before])
 
 
 def _bare(name):
@@ -380,24 +401,29 @@ def _bare(name):
     return name
 
 
-def save_results(trainer, recipe, folder):
-    """Write what `save` names below the folder."""
+def save_results(trainer, recipe, folder, state_dict=None):
+    """Write what `save` names below the folder.
+
+    Args:
+        state_dict: all weights, gathered, where no process holds a whole model.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    is_peft = hasattr(model, "peft_config")
+    is_peft, dtype = hasattr(model, "peft_config"), getattr(torch, recipe.model_dtype)
     if "adapter" in recipe.save:
-        model.save_pretrained(folder / "adapter")
-    if is_peft and set(recipe.save) & {"model", "mlp1"}:
+        model.save_pretrained(folder / "adapter", state_dict=state_dict)
+    if is_peft and state_dict is None and set(recipe.save) & {"model", "mlp1"}:
         model = model.merge_and_unload()
+    weights = model.state_dict() if state_dict is None else state_dict
     if "model" in recipe.save:
-        model.to(getattr(torch, recipe.model_dtype)).save_pretrained(folder / "model")
+        weights = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
+        model.save_pretrained(folder / "model", state_dict=weights)
     if "mlp1" in recipe.save:
         target = folder / "mlp1"
         target.mkdir(parents=True, exist_ok=True)
-        weights = {
-            f"mlp1.{name}": tensor.detach().to("cpu", getattr(torch, recipe.model_dtype)).contiguous()
-            for name, tensor in model.mlp1.state_dict().items()
+        kept = {
+            name: w.detach().to("cpu", dtype).contiguous() for name, w in weights.items() if name.startswith("mlp1.")
         }
-        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(target)
         trainer.processing_class.tokenizer.save_pretrained(target)
 
@@ -408,9 +434,9 @@ def plot_losses(history, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    logged = [entry for entry in history if "loss" in entry]
     figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot(*zip(*points)) if points else None
+    axes.plot([entry["step"] for entry in logged], [entry["loss"] for entry in logged])
     axes.set(xlabel="optimizer step", ylabel="loss of answers", title=path.parent.name)
     axes.grid(alpha=0.3)
     figure.tight_layout()
@@ -428,24 +454,30 @@ def train(recipe, config):
     trainer, frozen = make_trainer(recipe, config)
     start = time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if folder.exists() else None)
-    unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    if trainer.is_world_process_zero():
-        save_results(trainer, recipe, folder)
-        with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
-            log.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-        plot_losses(trainer.state.log_history, folder / "loss.png")
+    trainable = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    gathered, unchanged = None, 0
+    if frozen is not None:
+        unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
+    else:
+        gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole on the first process only
+        if trainer.is_world_process_zero() and Path(recipe.model).is_dir():
+            unchanged = assert_frozen_as_loaded(gathered, recipe.model, trainable)
+    counts = trainer.source.counts.over_processes(trainer.accelerator)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = {
         "steps": trainer.state.global_step,
         "seconds": round(time.time() - start),
-        "trained_parameters": trainable,
+        "trained_parameters": sum(trainable.values()),
         "frozen_tensors_unchanged": unchanged,
-        "samples": trainer.source.counts.as_dict(),
+        "samples": counts,
         "first_loss": losses[0] if losses else math.nan,
         "last_loss": losses[-1] if losses else math.nan,
     }
     if trainer.is_world_process_zero():
+        save_results(trainer, recipe, folder, gathered)
+        with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
+            log.writelines(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+        plot_losses(trainer.state.log_history, folder / "loss.png")
         (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
 

@@ -63,8 +63,8 @@ class DrawnTiles(IterableDataset):
             tiles = list(zip(*samples.cut_tiles(draw.draw(rng))))
             for index, labelled in enumerate(tiles):
                 whole = index == len(tiles) - 1
-                # A thumbnail teaches most, half of a picture's tiles will do, and most empty ones teach nothing
-                if whole or rng.random() < (0.5 if labelled[1].any() else 0.05):
+                # A thumbnail teaches most, some of a picture's tiles will do, and most empty ones teach nothing
+                if whole or rng.random() < (0.35 if labelled[1].any() else 0.05):
                     pool.append(labelled)
             if len(pool) >= 4 * self.batch_size:  # so that a batch holds tiles of many pictures
                 order = rng.permutation(len(pool))

@@ -12,7 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 
-def schedule(progress, warmup=0.03, decay=0.4):
+def schedule(progress, warmup=0.03, decay=0.6):
     """Factor of the learning rate at `progress` in [0, 1]: linear up, flat, linear down to zero."""
     return max(0.0, min(1.0, progress / warmup, (1 - progress) / decay))
 

@@ -37,8 +37,8 @@ RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
 # Steps of 128 tiles, of 64 texts; samples of each set
 FULL = {
-    "encoder": 6000, "base": 1500, "instruct": 400, "reasoning": 400,
-    "init_1": 20_000, "init_2": 4000, "init_3": 1000, "alignment": 12_000, "evaluation": 500,
+    "encoder": 6000, "base": 1000, "instruct": 250, "reasoning": 250,
+    "init_1": 12_000, "init_2": 4000, "init_3": 1000, "alignment": 9600, "evaluation": 500,
 }  # fmt: skip
 # A few steps of each, for tests
 SMOKE = {

@@ -220,12 +220,15 @@ def misread(rng, words, rate):
 def described(rng, sample):
     """The question with words in place of its pictures: the transcriptions of their tiles, a few words misread.
 
-    What is in a thumbnail is whole and counts most; a tile cuts things at its border, where one is easily unsure.
+    A thumbnail shows everything, but many small shapes in it are easily miscounted; tiles cut things at their borders. So
+    the reader learns to weigh the two.
     """
     lines = []
     for drawing in sample.drawings:
         tiles = transcriptions(drawing)
-        read = [misread(rng, words, 0.02) for words in tiles[:-1]] + [misread(rng, tiles[-1], 0.002)]
+        in_thumbnail = 0.015 if drawing.question == draw.COUNTING_QUESTION else 0.005
+        rates = [0.01] * (len(tiles) - 1) + [in_thumbnail]
+        read = [misread(rng, words, rate) for words, rate in zip(tiles, rates)]
         lines.append("[" + "".join(word_text(word) for words in read for word in words) + "]\n")
     return "".join(lines) + sample.question
 

@@ -47,7 +47,7 @@ CONFIG = {
     "vocab_size": tokenizer.VOCABULARY_SIZE,
 }
 STEP_BY_STEP = " Think step by step."
-NOISE = 5.0  # NEFTune's alpha
+NOISE = 0.4  # of the embeddings' own standard deviation, at most
 MIXED = 0.15  # share of the words of a description whose embedding is mixed with another word's
 
 
@@ -111,8 +111,7 @@ def disturb(embeddings, ids, is_word, words, embed, generator):
     share = 0.45 * torch.rand(ids.shape, generator=generator)
     share = share * (is_word & (torch.rand(ids.shape, generator=generator) < MIXED))
     mixed = embeddings + share.unsqueeze(-1) * (others - embeddings)
-    amplitude = NOISE / (ids.shape[1] * embeddings.shape[-1]) ** 0.5 * embeddings.detach().std()
-    noise = (2 * torch.rand(embeddings.shape, generator=generator) - 1) * amplitude
+    noise = (2 * torch.rand(embeddings.shape, generator=generator) - 1) * NOISE * embeddings.detach().std()
     return mixed + noise * is_word.unsqueeze(-1)
 
 
@@ -127,7 +126,7 @@ def train(role, folder, steps, seed=0, start=None, lr=None, batch_size=64, compi
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(start / name, folder)
         model = Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
-    lr = lr or (2e-3 if start is None else 5e-4)
+    lr = lr or (1.5e-3 if start is None else 5e-4)
     data = Texts(role, folder / "tokenizer.json", batch_size, seed)
     embed = model.get_input_embeddings()
     if compile_layers:
