@@ -36,6 +36,7 @@ class Part:
     bytes: int
     spread: bool = False
     on_host: bool = False
+    is_cache: bool = False
 
 
 def count_parameters(module):
@@ -96,7 +97,7 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
         Part("projector", wide * count_parameters(model.mlp1)),
         Part("embeddings and head", embeddings),
         Part(f"decoder layers ({quantization if quantization != 'none' else dtype})", sum(layers), spread=True),
-        Part(f"KV cache ({kv_bits} bit)" if kv_bits else f"KV cache ({dtype})", round(full_cache), spread=True),
+        Part(f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})", round(full_cache), spread=True, is_cache=True),
         # They are not needed at the same time: images are encoded before the prompt is read
         Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill)),
     ]
@@ -131,7 +132,7 @@ def plan(config, gpus, **settings):
     """
     parts, layers = memory_parts(config, **settings)
     first = sum(part.bytes for part in parts if not part.spread and not part.on_host)
-    cache = sum(part.bytes for part in parts if part.spread and part.name.startswith("KV"))
+    cache = sum(part.bytes for part in parts if part.is_cache)
     loaded_layers = [ALLOCATOR_SLACK * (layer + cache / len(layers)) for layer in layers]
     usable = [gpu - RESERVE for gpu in gpus]
     try:

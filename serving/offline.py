@@ -51,8 +51,10 @@ def read_questions(path):
         if set(entry) - known:
             raise LineError(f"{where}: unknown {sorted(set(entry) - known)}; expected some of {sorted(known)}.")
         entry = {"id": str(number), "images": [], "system": None, "history": [], **entry}
-        if isinstance(entry["images"], str):
-            entry["images"] = [entry["images"]]
+        entry["images"] = [entry["images"]] if isinstance(entry["images"], str) else entry["images"] or []
+        if not isinstance(entry["images"], list) or not all(isinstance(image, str) for image in entry["images"]):
+            raise LineError(f'{where}: "images" is {json.dumps(entry["images"])}; expected a list of paths.')
+        entry["history"] = entry["history"] or []
         entry["id"] = str(entry["id"])
         if entry["id"] in ids:
             raise LineError(f"{where}: the id {entry['id']!r} is there twice.")

@@ -79,6 +79,7 @@ def test_one_bad_question_costs_no_other(monkeypatch, tmp_path, engine):
 @pytest.mark.parametrize("line, reason", [
     ("{", "line 2: not JSON"), ('{"id": 1}', "expected an object"), ('{"question": "?", "image": "a"}', "unknown"),
     ('{"question": "?", "id": "1"}', "twice"), ('{"question": "?", "images": ["none.png"]}', "no such image"),
+    ('{"question": "x", "images": [3]}', r'line 2: "images" is \[3\]; expected a list of paths'),
 ])  # fmt: skip
 def test_bad_lines_are_named_before_anything_is_loaded(tmp_path, line, reason):
     with pytest.raises(offline.LineError, match=reason):
@@ -108,3 +109,8 @@ def test_prompts_for_vllm_are_those_of_chat(nano_tokenizer, nano_model, monkeypa
     )  # fmt: skip
     segments = conversation.segments([1] * len(question["images"]))
     assert ids == offline.package.conversation.encode_segments(nano_tokenizer, segments, conversation.begin)
+
+
+def test_null_is_nothing(tmp_path):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "x", "images": None, "history": None}])
+    assert offline.read_questions(questions)[0]["images"] == [] == offline.read_questions(questions)[0]["history"]
