@@ -254,7 +254,7 @@ def test_the_replica_runs_from_end_to_end(smoke_run):
 
 def test_what_was_frozen_stays_frozen_over_all_stages(smoke_run):
     """Encoder and language model of the aligned model are bit for bit those that were trained before any image."""
-    aligned = load_file(smoke_run.folder / "alignment_sft" / "model" / "model.safetensors")
+    aligned = load_file(smoke_run.folder / "final" / "model.safetensors")
     vision = load_file(smoke_run.folder / "encoder" / "model.safetensors")
     child = load_file(smoke_run.folder / "reasoning" / "model.safetensors")
     for prefix, parts in (("vision_model.", vision), ("language_model.", child)):
@@ -270,7 +270,7 @@ def test_logits_on_text_are_those_of_the_child_alone(smoke_run):
     """The report's transfer loses nothing of the language model: the same logits, in every bit."""
     child = AutoModelForCausalLM.from_pretrained(smoke_run.folder / "reasoning", dtype=torch.float32).eval()
     aligned = AutoModelForImageTextToText.from_pretrained(
-        smoke_run.folder / "alignment_sft" / "model", torch_dtype=torch.float32, trust_remote_code=True
+        smoke_run.folder / "final", torch_dtype=torch.float32, trust_remote_code=True
     ).eval()
     ids = torch.randint(0, 1000, (2, 60), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

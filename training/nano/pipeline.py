@@ -11,7 +11,7 @@ from its last checkpoint:
     substitute       assembly: encoder + new mlp1 + instruct
     mlp_init_1 … 3   only mlp1 trains, against the frozen instruct child; the second on what a judge selected
     swapped          re-assembly: the same encoder and mlp1 + reasoning
-    alignment_sft    only mlp1 trains, against the frozen reasoning child
+    alignment_sft    only mlp1 trains, against the frozen reasoning child; final: the result as a repository
     control          mlp1 trained against the reasoning child from nothing, on the data and the budget of alignment_sft
     results.json     every row of the README's table
 """
@@ -37,7 +37,7 @@ RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
 # Steps of 128 tiles, of 64 texts; samples of each set
 FULL = {
-    "encoder": 6000, "base": 1000, "instruct": 250, "reasoning": 250,
+    "encoder": 6000, "base": 1000, "instruct": 350, "reasoning": 500,
     "init_1": 12_000, "init_2": 4000, "init_3": 1000, "alignment": 9600, "evaluation": 500,
 }  # fmt: skip
 # A few steps of each, for tests
@@ -104,6 +104,8 @@ class Pipeline:
         self._assemble("swapped", "mlp_init_3/model", "reasoning", "mlp_init_3/model")
         self._data("alignment")
         self._train("alignment_sft")
+        # Once more, so that its files are written the same way whatever the version of transformers
+        self._assemble("final", "alignment_sft/model", "reasoning", "alignment_sft/model")
 
     def control(self):
         """The same reasoning child with a projector from nothing."""
@@ -147,10 +149,10 @@ class Pipeline:
         return (
             ("substitute VLM (instruct child, after MLP initialisation)", "mlp_init_3/model", False),
             ("right after the swap, nothing trained", "swapped", False),
-            ("after alignment SFT of the MLP", "alignment_sft/model", False),
+            ("after alignment SFT of the MLP", "final", False),
             ("control: MLP from nothing, same budget", "control/model", False),
             ("reasoning child alone, pictures in words", "reasoning", True),
-            ("the same within the aligned model", "alignment_sft/model", True),
+            ("the same within the aligned model", "final", True),
         )
 
     def evaluate(self):
@@ -183,7 +185,7 @@ class Pipeline:
 
     def install(self, target=ROOT / "nano"):
         """Put the aligned model's own files (not the code, which nano/ links to) into nano/."""
-        source = self.folder / "alignment_sft" / "model"
+        source = self.folder / "final"
         for path in source.iterdir():
             destination = target / path.name
             if path.is_file() and not destination.is_symlink():
