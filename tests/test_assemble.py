@@ -139,6 +139,15 @@ def test_new_projectors_follow_the_seed(parts, tmp_path):
     assert weights[0].float().std() == pytest.approx(1024**-0.5, rel=0.02)
 
 
+def test_new_projectors_give_features_of_the_size_of_embeddings(parts):
+    """Text of 0.02 (root mean square); without scaling the features would be 0.6, later 9."""
+    model = AutoModel.from_pretrained(parts / "whole", trust_remote_code=True, torch_dtype=torch.float32).eval()
+    with torch.no_grad():
+        features = model.mlp1(torch.randn(64, 1024))
+        embeddings = model.get_input_embeddings().weight[:1021]
+    assert features.square().mean().sqrt() == pytest.approx(float(embeddings.square().mean().sqrt()), rel=0.15)
+
+
 def test_a_chatml_language_model(parts, tmp_path):
     """Qwen2.5's control tokens: the other template, and its end of turn stops the answer."""
     folder = write_language_model(tmp_path / "qwen", 5)

@@ -45,6 +45,7 @@ VISUAL_SETTINGS = (
 )  # fmt: skip
 VISION_PREFIX, LANGUAGE_PREFIX, PROJECTOR_PREFIX = "vision_model.", "language_model.", "mlp1."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+RMS_OF_GELU = 0.652  # root mean square of GELU(x) for x of N(0, 1)
 ROW_MULTIPLE = 64  # of a grown vocabulary, so that tensor parallel ranks can share it out
 
 
@@ -389,14 +390,25 @@ class Plan:
         return grown
 
     def _new_projector(self, name, shape):
-        """LayerNorm of ones, biases of zeros, matrices from N(0, 1 / inputs) by the seed and the name."""
+        """LayerNorm of ones, biases of zeros, matrices from N(0, 1 / inputs) by the seed and the name.
+
+        The last matrix is scaled so that image features are as large as the text's embeddings (root mean square): in a
+        residual stream that they dominate, the decoder layers could hardly add to them.
+        """
         if name == "0.weight":
             return torch.ones(shape)
         if name.endswith("bias"):
             return torch.zeros(shape)
         digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-        return torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        weight = torch.randn(shape, generator=generator) / shape[1] ** 0.5
+        return weight * self._embedding_size() / RMS_OF_GELU if name == "3.weight" else weight
+
+    def _embedding_size(self):
+        """Root mean square of the embeddings of the tokens that the tokenizer has."""
+        tensor = self.language.read("model.embed_tokens.weight")[: min([self.old_rows, *self.new_ids])]
+        squares = sum(float(part.float().square().sum()) for part in tensor.split(8192))
+        return (squares / tensor.numel()) ** 0.5
 
     def bytes_of(self, name):
         size = torch.empty((), dtype=self.dtype).element_size()
