@@ -2,7 +2,7 @@
 # make test    the default test suite
 # make bench   speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
 # make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
-# make nano    rebuild the nano checkpoint from nothing, by every stage of the report's method (hours on two cores)
+# make nano    a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
 # make compat  every minor version of transformers, and the README's table
 PYTHON ?= python3
 VENV := .venv
@@ -50,7 +50,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 nano: $(VENV)/.dev
-	$(BIN)/python -m training.nano.pipeline runs/nano --install
+	$(BIN)/python -m training.nano.pipeline runs/nano
 
 nano-score: $(VENV)/.dev
 	$(BIN)/python -m evaluation.nano --model nano --count 500

@@ -97,7 +97,7 @@ def load(path, dtype, quantization="none", text=False):
     return kind.from_pretrained(path, **loading).eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 
 
-def evaluate(path, count=500, seed=12345, batch_size=25, dtype="float32", text=False, families=None):
+def evaluate(path, count=500, seed=12345, batch_size=100, dtype="float32", text=False, families=None):
     """{family: {"right", "total", "interval"}} of a checkpoint, for scripts."""
     model, tokenizer = load(path, dtype, text=text)
     scored = {}
@@ -114,7 +114,8 @@ def result(right, count):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--count", type=int, default=500, help="samples of each family")
+    parser.add_argument("--families", nargs="+", choices=samples.FAMILIES, default=["calculation", "counting"])
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--show-wrong", type=int, default=0, help="print so many wrong answers of each task")
@@ -125,7 +126,7 @@ def main():
     transformers.logging.set_verbosity_error()
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.quantization, arguments.text)
     results, begun = {}, time.time()
-    for family in samples.FAMILIES:
+    for family in arguments.families:
 
         def progress(done, right, family=family):
             if sys.stderr.isatty():

@@ -22,18 +22,11 @@ from training.nano.package import load_package
 split_thinking = load_package().conversation.split_thinking
 
 
-@pytest.mark.parametrize("family", samples.FAMILIES)
+@pytest.mark.parametrize("family", ["calculation", "counting"])
 def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family):
-    """40 samples; `make nano-score` is the measurement (500). At 90 % fewer than 29 right is one in 1,500."""
+    """40 samples; `make nano-score` is the measurement (500). At 95 % fewer than 34 right is one in 3,000."""
     right, wrong = evaluation.score(nano_model, nano_tokenizer, family, count=40, seed=77, batch_size=20)
-    assert right >= 29, wrong[:5]
-
-
-def test_it_answers_pictures_in_words(nano_tokenizer):
-    """The language model within the checkpoint still has its own skill."""
-    model, _ = evaluation.load(checkpoints.NANO, "float32", text=True)
-    right, wrong = evaluation.score_text(model, nano_tokenizer, "two images", count=20, seed=77, batch_size=20)
-    assert right >= 14, wrong[:5]
+    assert right >= 34, wrong[:5]
 
 
 @pytest.mark.parametrize("name, question, answer", [

@@ -22,6 +22,7 @@ import collections
 import contextlib
 import errno
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -287,10 +288,9 @@ class Plan:
 
     def _compose(self, vision_config, llm_config, visual_settings, settings, image_token_id, dtype):
         root = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))
-        vision_config = dict(vision_config, torch_dtype=dtype)
-        for name in ("auto_map", "_name_or_path", "transformers_version"):
-            vision_config.pop(name, None)
-        vision_config |= {"model_type": "skywork_vision", "architectures": ["SkyworkVisionModel"]}
+        known = inspect.signature(load_package().SkyworkVisionConfig.__init__).parameters
+        vision_config = {name: value for name, value in vision_config.items() if name in known}
+        vision_config |= {"model_type": "skywork_vision", "architectures": ["SkyworkVisionModel"], "torch_dtype": dtype}
         config = root | {"force_image_size": vision_config["image_size"]} | visual_settings | settings
         tied = bool(llm_config.get("tie_word_embeddings", False))
         return config | {

@@ -41,6 +41,9 @@ CONFIG = {
     "qk_normalization": True,
     "norm_type": "rms_norm",
     "qkv_bias": False,
+    # The defaults are those of a published encoder, which nobody initialises: weights of zero
+    "initializer_range": 0.02,
+    "initializer_factor": 1.0,
     "torch_dtype": "bfloat16",
 }
 

@@ -156,16 +156,27 @@ class Pipeline:
         )
 
     def evaluate(self):
+        partial = self.folder / "results.partial.json"
+
         def write():
-            results = {}
+            results = json.loads(partial.read_text()) if partial.exists() else {}
             for name, checkpoint, in_words in self.rows():
+                if name in results:
+                    continue
                 print(f"   {name}", flush=True)
                 results[name] = evaluation.evaluate(
                     str(self.folder / checkpoint), self.sizes["evaluation"], text=in_words
                 )
-            machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-            record = {"seed": self.seed, "machine": machine, "rows": results}
+                partial.write_text(json.dumps(results))
+            machine = {
+                "cpu": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(),
+                "torch": torch.__version__,
+            }
+            ordered = {name: results[name] for name, *_ in self.rows()}
+            record = {"seed": self.seed, "machine": machine, "rows": ordered}
             (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+            partial.unlink()
 
         self.run("evaluation", self.folder / "results.json", write)
 
