@@ -230,7 +230,7 @@ def test_a_source_of_datasets(samples, tmp_path):
 
 
 BAD = {
-    "an unknown key": ({"learning_rat": 1}, SystemExit, ""),
+    "an unknown key": ({"lerning_rate": 1}, ValueError, "lerning_rate"),
     "an unknown part": ({"train": ["mlp2"]}, ValueError, r"train: \['mlp2'\]; expected some of mlp1"),
     "both ways to train": ({"train": ["lora", "language_model"]}, ValueError, "exclude each other"),
     "an adapter without LoRA": ({"save": ["adapter"]}, ValueError, "adapter needs lora"),

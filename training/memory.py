@@ -88,11 +88,11 @@ def activation_bytes(config, stage):
         * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size))
     )
     if "vision_model" in stage.train:
-        per_layer = (
-            tiles
-            * (side**2 + 1)
-            * (12 * vision.hidden_size + wide * (6 * vision.hidden_size + 2 * vision.intermediate_size))
-        )
+        # Two norms and those of queries and keys in float32; queries, keys, values, the attention's output, both
+        # scaled branches; around GELU
+        norms = 4 * (4 + wide) * vision.hidden_size
+        branches = wide * (7 * vision.hidden_size + 2 * vision.intermediate_size)
+        per_layer = tiles * (side**2 + 1) * (norms + branches)
         of_layers = tiles * (side**2 + 1) * wide * vision.hidden_size
         kept += vision.num_hidden_layers * (of_layers if stage.gradient_checkpointing else per_layer)
     # mlp1: the normalised input and the inside of GELU
