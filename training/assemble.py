@@ -141,7 +141,7 @@ def open_vision(folder):
 
 
 def open_language_model(folder):
-    """(llm_config, Checkpoint, folder with the tokenizer) of a Qwen2 checkpoint or of the one within a repository.
+    """(llm_config, Checkpoint) of a Qwen2 checkpoint or of the one within a repository.
 
     Raises:
         FileNotFoundError: see `Checkpoint`; no tokenizer.json.

@@ -110,8 +110,7 @@ class Encoder:
         self.package = load_package().conversation
         self.tokenizer, self.image_processor = tokenizer, image_processor
         self.template = self.package.get_conv_template(config.template)
-        side = config.force_image_size or config.vision_config.image_size
-        self.tokens_per_tile = int(side // config.vision_config.patch_size * config.downsample_ratio) ** 2
+        self.tokens_per_tile = config.num_image_token
         self.max_length, self.long_samples = max_length, long_samples
         self.max_tiles = max_tiles or image_processor.max_dynamic_patch
 

@@ -79,7 +79,7 @@ def activation_bytes(config, stage):
     layers = llm.num_hidden_layers
     kept = layers * between + inside if stage.gradient_checkpointing else layers * inside
     side = (config.force_image_size or vision.image_size) // vision.patch_size
-    tokens_per_tile = int(side * config.downsample_ratio) ** 2
+    tokens_per_tile = config.num_image_token
     tiles = tokens // tokens_per_tile
     of_tower = (
         tiles

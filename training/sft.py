@@ -136,16 +136,10 @@ def _checksum(tensor, block=1 << 24):
 
 
 def freeze(model, train):
-    """Leave only the named parts trainable.
-
-    Returns:
-        (trainable parameters, all parameters), numbers; LoRA's are added later.
-    """
+    """Leave only the named parts trainable; LoRA's matrices are added later."""
     model.requires_grad_(False)
     for part in ("mlp1", "vision_model", "language_model"):
         getattr(model, part).requires_grad_(part in train)
-    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, trains in counts if trains), sum(n for n, _ in counts)
 
 
 class Trainer(SFTTrainer):

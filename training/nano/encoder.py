@@ -23,12 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from training.nano import draw, samples
 from training.nano.loop import Log, optimizers_for, schedule, step
 from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LABELS = len(draw.LABELS) + 1
 CONFIG = {
     "model_type": "skywork_vision",

@@ -137,9 +137,8 @@ def regions(drawing):
     columns, rows = grid(drawing)
     width, height = drawing.size
     boxes = [
-        (column * width / columns, row * height / rows, (column + 1) * width / columns, (row + 1) * height / rows)
-        for row in range(rows)
-        for column in range(columns)
+        (left * width / columns, upper * height / rows, right * width / columns, lower * height / rows)
+        for left, upper, right, lower in tile_boxes(columns, rows, 1)
     ]
     return boxes + [(0, 0, width, height)] if len(boxes) > 1 else boxes
 

@@ -17,7 +17,6 @@ Each folder ends up as a Qwen2ForCausalLM checkpoint with its tokenizer, in bflo
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -156,7 +155,6 @@ def train(role, folder, steps, seed=0, start=None, lr=None, batch_size=64, compi
     ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": data.end, "pad_token_id": data.end}
     model.generation_config = GenerationConfig(**ends, do_sample=False)
     model.to(torch.bfloat16).save_pretrained(folder)
-    (folder / "seed.json").write_text(json.dumps({"role": role, "seed": seed, "steps": steps}))
 
 
 def main():

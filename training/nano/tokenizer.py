@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, trainers
 
+from training.assemble import IMAGE_TOKENS
 from training.nano import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH = 4096  # tokens
 VOCABULARY_SIZE = 1024  # rows of the embedding; the last three wait for the image tokens
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 
 
 def corpus(count=3000, seed=0):
