@@ -20,6 +20,7 @@ logger = logging.get_logger(__name__)
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+IMAGE_TOKENS = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 THINK_END = "</think>"
 
 

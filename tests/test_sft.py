@@ -21,6 +21,7 @@ from training import select, sft
 from training.nano import data as nano_data
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
+TWO_PROCESSES = RECIPES / "accelerate" / "two_cpu_processes.yaml"
 STAGES = ("mlp_init_1", "mlp_init_2", "mlp_init_3", "alignment_sft")
 
 
@@ -133,14 +134,12 @@ def test_gradient_checkpointing_and_mixed_precision(samples, tmp_path):
     assert first[0] == pytest.approx(first[2], rel=0.1)
 
 
-def launch(flags, processes=1):
-    command = [sys.executable, "-m", "training.sft"]
-    if processes > 1:
-        config = RECIPES / "accelerate" / "two_cpu_processes.yaml"
-        command = [
-            sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config),
-            "--main_process_port", "29577", "-m", "training.sft",
-        ]  # fmt: skip
+def launch(flags, config=None, module="training.sft"):
+    """Start a recipe in a process of its own or, with a configuration of accelerate's, in several."""
+    command = [sys.executable, "-m", module]
+    if config:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "29577"]
+        command[1:1] = launcher
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
         [*command, *flags],
@@ -163,12 +162,55 @@ def test_two_processes_train_as_one(samples, tmp_path):
     settings = {"max_steps": 4, "train_sampling_strategy": "random"}
     one = launch(arguments(samples, tmp_path / "one", **settings))
     finish(one)
-    two = launch(arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}), processes=2)
+    two = launch(arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}), TWO_PROCESSES)
     finish(two)
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(first) == 4 and first == pytest.approx(second, rel=2e-4)
     ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
+
+
+def fsdp_config(folder, mixed_precision):
+    """The shipped configuration of 8 GPUs, for two processes on a CPU."""
+    config = yaml.safe_load((RECIPES / "accelerate" / "fsdp.yaml").read_text())
+    config.update(num_processes=2, use_cpu=True, mixed_precision=mixed_precision)
+    path = folder / f"fsdp_{mixed_precision}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_fsdp_trains_as_one_process(samples, tmp_path):
+    """The same losses and weights; resumed as well; all on two CPUs, see tests/fsdp_on_cpu.py."""
+    settings = {
+        "max_steps": 4, "train_sampling_strategy": "random", "gradient_checkpointing": "true", "save_strategy": "steps",
+        "save_steps": 2,
+    }  # fmt: skip
+    run(samples, tmp_path / "one", **settings)
+    flags = arguments(samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2})
+    config = fsdp_config(tmp_path, "no")
+    for _ in ("whole", "resumed"):
+        finish(launch(flags, config, "tests.fsdp_on_cpu"))
+        assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+        summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+        assert summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 171
+        shutil.rmtree(tmp_path / "sharded" / "checkpoint-4")
+    assert changed_names(tmp_path / "sharded" / "model") == changed_names(tmp_path / "one" / "model")
+    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "sharded"))
+    torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
+
+
+def test_fsdp_in_half_precision_with_an_adapter(samples, tmp_path):
+    """As at 38B: what is frozen in bfloat16, what trains in float32, and LoRA saved by itself."""
+    settings = {
+        "bf16": "true", "model_dtype": "bfloat16", "gradient_checkpointing": "true", "max_steps": 2, "train": ["lora"],
+        "save": ["adapter"],
+    }  # fmt: skip
+    run(samples, tmp_path / "one", **settings)
+    flags = arguments(samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2})
+    finish(launch(flags, fsdp_config(tmp_path, "bf16"), "tests.fsdp_on_cpu"))
+    assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
+    ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "sharded"))
+    assert ours.keys() == theirs.keys() and all(ours[name].shape == theirs[name].shape for name in ours)
 
 
 def test_killed_and_resumed(samples, tmp_path):

@@ -98,7 +98,7 @@ def test_adapters_are_counted_as_peft_makes_them():
 def test_sharding_divides_what_it_should():
     stage = dataclasses.replace(STAGE, train=("mlp1", "language_model"), max_length=4096)
     alone = memory.estimate(ROOT_CONFIG, stage, 8, "none")
-    shared = memory.estimate(ROOT_CONFIG, dataclasses.replace(stage, model_dtype="float32"), 8, "fsdp")
+    shared = memory.estimate(ROOT_CONFIG, stage, 8, "fsdp")
     zero3 = memory.estimate(ROOT_CONFIG, stage, 16, "zero3")
     assert alone["optimizer states"] == 8 * shared["optimizer states"]
     assert alone["gathered layers"] == 0 < shared["gathered layers"]
@@ -111,7 +111,7 @@ def test_the_stages_of_the_report_fit_where_the_readme_says():
     """mlp1 on 8 × 80 GB, one sample of 16,384 tokens each; all of it on one GPU does not."""
     stage = memory.Stage.from_yaml(checkpoints.ROOT / "training" / "recipes" / "38b" / "alignment_sft.yaml")
     assert stage.max_length == 16384 and stage.train == ("mlp1",) and stage.gradient_checkpointing
-    eight = memory.estimate(ROOT_CONFIG, dataclasses.replace(stage, model_dtype="float32"), 8, "fsdp")
+    eight = memory.estimate(ROOT_CONFIG, stage, 8, "fsdp")
     assert eight["total"] < 79e9
     assert memory.estimate(ROOT_CONFIG, stage, 1, "none")["total"] > 79e9
 

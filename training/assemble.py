@@ -37,8 +37,8 @@ from tqdm import tqdm
 from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[1]
+IMAGE_TOKENS = load_package().conversation.IMAGE_TOKENS
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
 # A projector or a vision part brings these settings along, since it was trained with them
 VISUAL_SETTINGS = (
     "downsample_ratio", "dynamic_image_size", "force_image_size", "max_dynamic_patch", "min_dynamic_patch",

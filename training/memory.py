@@ -6,7 +6,7 @@
 Shapes come from the model's config.json (by default the 38B model's), everything else from the recipe; no weights are
 loaded. The batch is taken as full: `per_device_train_batch_size` samples of `max_length` tokens, most of them
 images'. Weights, gradients and optimizer states are exact sums over the parameters; activations are an estimate,
-within a factor of 1.5 of what autograd keeps at small scale (tests/test_memory.py).
+within a factor of 1.5 of what autograd keeps at small scale (tests/test_training_memory.py).
 """
 
 import argparse
@@ -22,7 +22,6 @@ from serving.memory_plan import ALLOCATOR_SLACK, RESERVE, count_parameters, load
 from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[1]
-DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 SHARDINGS = ("none", "fsdp", "zero3")
 GIGABYTE = 1e9
 
@@ -64,7 +63,7 @@ def activation_bytes(config, stage):
         {"kept": bytes, "tower": bytes while images are encoded, "logits": bytes}.
     """
     llm, vision = config.llm_config, config.vision_config
-    wide = 2 if stage.bf16 else DTYPE_BYTES[stage.model_dtype]
+    wide = 2 if stage.bf16 else getattr(torch, stage.model_dtype).itemsize
     tokens = stage.per_device_train_batch_size * stage.max_length
     hidden, inner = llm.hidden_size, llm.intermediate_size
     key_value = hidden * llm.num_key_value_heads // llm.num_attention_heads
@@ -120,7 +119,7 @@ def estimate(config, stage, gpus=1, sharding="none"):
         raise ValueError(f"gpus={gpus}: expected at least 1.")
     with torch.device("meta"):
         model = load_package().SkyworkChatModel(config)
-    wide = DTYPE_BYTES[stage.model_dtype]
+    wide = getattr(torch, stage.model_dtype).itemsize
     parameters = count_parameters(model)
     trainable = sum(
         count_parameters(getattr(model, part))
@@ -132,8 +131,8 @@ def estimate(config, stage, gpus=1, sharding="none"):
     if sharding == "zero3":  # a float32 master besides the weights, and two moments
         weights, states = wide * (parameters + adapters), 12 * (trainable + adapters)
         gradients = wide * (trainable + adapters)
-    else:  # what trains is kept in float32 (FSDP: everything is loaded in one dtype)
-        weights = wide * (parameters - trainable) + (wide if sharding == "fsdp" else 4) * trainable + 4 * adapters
+    else:  # what trains is kept in float32
+        weights = wide * (parameters - trainable) + 4 * (trainable + adapters)
         states, gradients = 8 * (trainable + adapters), 4 * (trainable + adapters)
     # While a layer computes, all of it is there in the computing dtype, and the next one is on its way
     gathered = 0
@@ -170,8 +169,6 @@ def main():
     arguments = parser.parse_args()
     try:
         stage = Stage.from_yaml(arguments.recipe)
-        if arguments.sharding == "fsdp":  # one dtype for all, as training/recipes/accelerate/fsdp.yaml says
-            stage = dataclasses.replace(stage, model_dtype="float32")
         parts = estimate(load_config(arguments.model), stage, arguments.gpus, arguments.sharding)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

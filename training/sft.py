@@ -108,10 +108,10 @@ class RecipeArguments:
 
 @dataclasses.dataclass
 class TrainingConfig(SFTConfig):
-    """TRL's, with what only bites on a large cluster or a laptop set as this project's recipes need it."""
+    """TRL's, for samples that `training.data` has encoded: neither prepared again nor robbed of their columns."""
 
     def __post_init__(self):
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # samples come encoded from training.data
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
         self.remove_unused_columns = False
         super().__post_init__()
 
@@ -186,7 +186,8 @@ class Trainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         lengths = [self.source.length(index) for index in range(len(self.source))]
         generator = torch.Generator().manual_seed(self.args.seed)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        # Of a step over all processes, so that their number does not change the order
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return LengthGroupedSampler(size, lengths=lengths, generator=generator)
 
 
@@ -328,7 +329,7 @@ def make_trainer(recipe, config):
     sharded = bool(config.fsdp or config.deepspeed) or _accelerate_shards()
     if sharded and "lora" in recipe.train and recipe.save != ["adapter"]:
         raise ValueError("LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it afterwards.")
-    if not sharded:  # they keep a float32 copy themselves, and want one dtype
+    if not sharded:  # ZeRO-3 keeps a float32 copy itself, and accelerate makes one for FSDP
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

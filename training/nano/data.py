@@ -23,7 +23,7 @@ from training.nano.text import STEP_BY_STEP
 STREAM = 0xDA7A  # keeps these pictures apart from those of the encoder's training and of evaluation
 # Shares of descriptions, and of wrong answers
 STAGES = {"init_1": (0.4, 0.05), "init_2": (0.3, 0.1), "init_3": (0.0, 0.0), "alignment": (0.05, 0.0)}
-FAMILY_SHARES = {"calculation": 0.3, "counting": 0.2, "two images": 0.2, "charts": 0.3}
+FAMILY_SHARES = {"calculation": 0.25, "counting": 0.25, "two images": 0.25, "charts": 0.25}
 
 
 def random_sample(rng, stage):

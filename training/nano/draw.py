@@ -295,6 +295,12 @@ def bar_words(values):
     return f"The bars are {', '.join(parts[:-1])} and {parts[-1]}."
 
 
+def tallest_words(values):
+    """The tallest bar up to each bar: two neighbours to compare at a time, instead of all bars at once."""
+    so_far = [max(list(values)[: end + 1], key=values.get) for end in range(len(values))]
+    return f"Tallest so far: {', '.join(f'{letter} {values[letter]}' for letter in so_far)}."
+
+
 def random_chart_size(rng, sides):
     while True:
         size = random_size(rng, sides)
@@ -352,7 +358,7 @@ def draw_chart(rng, sides=CHART_SIDES):
     values = dict(zip(LETTERS, values))
     if rng.random() < 0.5:
         question, answer = TALLEST_QUESTION, LETTERS[tallest]
-        thinking = f"{bar_words(values)} The tallest is {answer}."
+        thinking = f"{bar_words(values)} {tallest_words(values)} The tallest is {answer}."
     else:
         letter = LETTERS[rng.integers(count)]
         question, answer = VALUE_QUESTION.format(letter), str(values[letter])

@@ -37,8 +37,8 @@ RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
 # Steps of 128 tiles, of 64 texts; samples of each set
 FULL = {
-    "encoder": 6000, "base": 1000, "instruct": 350, "reasoning": 500,
-    "init_1": 12_000, "init_2": 4000, "init_3": 1000, "alignment": 9600, "evaluation": 500,
+    "encoder": 6000, "base": 1200, "instruct": 350, "reasoning": 800,
+    "init_1": 12_000, "init_2": 4000, "init_3": 1000, "alignment": 16_000, "evaluation": 500,
 }  # fmt: skip
 # A few steps of each, for tests
 SMOKE = {

@@ -232,7 +232,7 @@ def described(rng, sample):
     return "".join(lines) + sample.question
 
 
-TEXT_SHARES = {calculation: 0.25, counting: 0.2, pair: 0.22, chart: 0.17, description: 0.08, bare_calculation: 0.08}
+TEXT_SHARES = {calculation: 0.22, counting: 0.16, pair: 0.24, chart: 0.22, description: 0.08, bare_calculation: 0.08}
 
 
 def text_sample(rng):
