@@ -126,7 +126,7 @@ def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     with pytest.warns(UserWarning, match="line 1: image"):
         sample = read[0]
     assert torch.equal(sample["input_ids"], read[1]["input_ids"])
-    assert read.counts.as_dict() == {"used": 2, "broken": 1, "too_long": 0, "fewer_tiles": 0}
+    assert read.counts.as_dict() == {"read": 2, "broken": 1, "too_long": 0, "fewer_tiles": 0}
 
 
 def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
@@ -195,7 +195,7 @@ def test_long_samples_are_counted(parts, images):
     read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
     for index in range(2):
         read[index]
-    assert read.counts.as_dict() == {"used": 2, "broken": 0, "too_long": 1, "fewer_tiles": 2}
+    assert read.counts.as_dict() == {"read": 2, "broken": 0, "too_long": 1, "fewer_tiles": 2}
     alone = ConversationFile([write(images / "long.jsonl", rows[:1])], encoder(parts, max_length=60))
     with pytest.raises(SampleError, match="none of the samples can be used"):
         alone[0]

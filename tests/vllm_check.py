@@ -1,7 +1,8 @@
 """vLLM serves the repository as it is: the same greedy tokens as `chat()`. Run by `make serving-test`.
 
 Runs in an environment of its own (.vllm), where vLLM's CPU build and the `openai` client are; the default test suite
-does not collect it. The server is a real one on loopback, with the nano checkpoint in fp32.
+does not collect it. The server is a real one on loopback, with the nano checkpoint in fp32, or another one of that
+shape (`make serving-test MODEL=runs/finetune/model`).
 """
 
 import asyncio
@@ -24,8 +25,9 @@ from transformers import AutoModel, AutoTokenizer
 from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = ROOT / "examples" / "images"
-PICTURES = {name: IMAGES / f"{name}.png" for name in ("calculation_1", "calculation_2", "counting_1", "counting_2")}
+MODEL = ROOT / os.environ.get("MODEL", "nano")
+END = json.loads((MODEL / "generation_config.json").read_text())["eos_token_id"]
+PICTURES = {path.stem: path for path in (ROOT / "examples" / "images").glob("*.png")}
 CALCULATE, COUNT = "What is the result of the calculation in the image?", "How many shapes are in the image?"
 MAX_TOKENS = 128
 SERVER = (
@@ -39,6 +41,8 @@ CONVERSATIONS = {
     "a calculation": (None, [(CALCULATE, ["calculation_1"])], True),
     "another size": (None, [(CALCULATE, ["calculation_2"])], True),
     "shapes": (None, [(COUNT, ["counting_1"])], True),
+    "a chart": (None, [("Which bar is the tallest?", ["chart_2"])], True),
+    "two images": (None, [("Which image shows more shapes, the first or the second?", ["pair_1a", "pair_1b"])], True),
     "several images": (None, [(COUNT, ["counting_1", "counting_2", "calculation_1"])], True),
     "two turns": (None, [(CALCULATE, ["calculation_1"]), (COUNT, ["counting_2"])], True),
     "a second turn about the first image": (None, [(COUNT, ["counting_1"]), ("Count the shapes.", [])], True),
@@ -50,9 +54,8 @@ CONVERSATIONS = {
 @pytest.fixture(scope="module")
 def expected():
     """For each conversation: OpenAI messages, generated ids, and the text of `chat()`."""
-    model = AutoModel.from_pretrained(ROOT / "nano", dtype=torch.float32, trust_remote_code=True).eval()
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "nano", trust_remote_code=True)
-    end = tokenizer.eos_token_id
+    model = AutoModel.from_pretrained(MODEL, dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
     results = {}
     for name, (system, turns, thinking) in CONVERSATIONS.items():
         messages = [{"role": "system", "content": system}] if system else []
@@ -67,7 +70,7 @@ def expected():
             )  # fmt: skip
             parts = [*map(image_part, names), {"type": "text", "text": question}]
             messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-        ids = [token for token in written.ids[0].tolist() if token != end]
+        ids = [token for token in written.ids[0].tolist() if token != END]
         results[name] = (messages[:-1], ids, answer)
     return results
 
@@ -79,13 +82,13 @@ def image_part(name):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The address of a running `vllm serve nano`."""
+    """The address of a running `vllm serve`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "server.log"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(ROOT / "nano"), *SERVER]
+    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), *SERVER]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -125,7 +128,7 @@ def test_greedy_tokens_are_those_of_chat(server, expected, name):
     messages, ids, text = expected[name]
     client = openai.OpenAI(base_url=server, api_key="none")
     choice = client.chat.completions.create(messages=messages, **options_of(name)).choices[0]
-    generated = [token for token in choice.token_ids if token != 999]  # the end of the sentence
+    generated = [token for token in choice.token_ids if token != END]
     assert generated == ids
     thinking, answer = load_package().conversation.split_thinking(text, CONVERSATIONS[name][2])
     if CONVERSATIONS[name][2]:  # the parser takes thinking and answer apart
@@ -159,7 +162,7 @@ def test_64_requests_at_once(server, expected):
     wrong = [
         name
         for name, answer in zip(names, answers)
-        if [token for token in answer.choices[0].token_ids if token != 999] != expected[name][1]
+        if [token for token in answer.choices[0].token_ids if token != END] != expected[name][1]
     ]
     assert not wrong
 
@@ -187,8 +190,8 @@ def test_offline_engine_equals_transformers(tmp_path):
         answers = tmp_path / f"{engine}.jsonl"
         more = ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}'] if engine == "vllm" else []
         subprocess.run(
-            [sys.executable, "-m", "serving.offline", str(questions), str(answers), "--engine", engine,
-             "--dtype", "float32", "--max-new-tokens", str(MAX_TOKENS), *more],
+            [sys.executable, "-m", "serving.offline", str(questions), str(answers), "--model", str(MODEL),
+             "--engine", engine, "--dtype", "float32", "--max-new-tokens", str(MAX_TOKENS), *more],
             check=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         )  # fmt: skip
         records = [json.loads(line) for line in answers.read_text().splitlines()]

@@ -28,7 +28,7 @@ from training.nano.package import load_package
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "system": SYSTEM}
 IGNORED = -100
-COUNTED = ("used", "broken", "too_long", "fewer_tiles")  # samples; the last are among those used
+COUNTED = ("read", "broken", "too_long", "fewer_tiles")  # samples; the last are among those read
 
 
 class SampleError(ValueError):
@@ -189,7 +189,9 @@ class Encoder:
 
 
 class Counts:
-    """How many samples were used, broken, too long or given fewer tiles, counted over all of a loader's workers.
+    """How many samples were read, broken, too long or given fewer tiles, counted over all of a loader's workers.
+
+    Workers read ahead, so that a few more may be read than were trained on.
 
     Args:
         total: samples of the data set, or None where it streams.
@@ -376,7 +378,7 @@ def _encode(encoder, counts, row, image_root, where):
     except SampleError as error:
         counts.report_broken(where, error)
         return None
-    counts.add("used")
+    counts.add("read")
     if sample.pop("fewer_tiles"):
         counts.add("fewer_tiles")
     return sample

@@ -449,7 +449,10 @@ def train(recipe, config):
     trainer, frozen = make_trainer(recipe, config)
     start = time.time()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder) if folder.exists() else None)
-    trainable = {name: p.numel() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    # ZeRO-3 leaves placeholders between steps, which remember the size
+    trainable = {
+        name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters() if p.requires_grad
+    }
     gathered, unchanged = None, 0
     if frozen is not None:
         unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
