@@ -115,7 +115,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
     parser.add_argument("--count", type=int, default=500, help="samples of each family")
-    parser.add_argument("--families", nargs="+", choices=samples.FAMILIES, default=["calculation", "counting"])
+    parser.add_argument("--families", nargs="+", choices=samples.FAMILIES, default=list(samples.FAMILIES))
     parser.add_argument("--seed", type=int, default=12345)
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--show-wrong", type=int, default=0, help="print so many wrong answers of each task")

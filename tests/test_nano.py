@@ -22,24 +22,30 @@ from training.nano.package import load_package
 split_thinking = load_package().conversation.split_thinking
 
 
-@pytest.mark.parametrize("family", ["calculation", "counting"])
+@pytest.mark.parametrize("family", samples.FAMILIES)
 def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family):
-    """40 samples; `make nano-score` is the measurement (500). At 95 % fewer than 34 right is one in 3,000."""
+    """40 samples; `make nano-score` is the measurement (500). At 90 % fewer than 32 right is one in 50."""
     right, wrong = evaluation.score(nano_model, nano_tokenizer, family, count=40, seed=77, batch_size=20)
-    assert right >= 34, wrong[:5]
+    assert right >= 32, wrong[:5]
 
 
-@pytest.mark.parametrize("name, question, answer", [
+@pytest.mark.parametrize("names, question, answer", [
     ("calculation_1", draw.CALCULATION_QUESTION, "0"),
     ("calculation_2", draw.CALCULATION_QUESTION, "102"),
     ("calculation_3", draw.CALCULATION_QUESTION, "-55"),
     ("counting_1", draw.COUNTING_QUESTION, "9"),
     ("counting_2", draw.COUNTING_QUESTION, "7"),
     ("counting_3", draw.COUNTING_QUESTION, "6"),
+    ("chart_1", "Which bar is the tallest?", "A"),
+    ("chart_1", "What is the value of bar C?", "4"),
+    ("chart_2", "Which bar is the tallest?", "D"),
+    ("chart_3", "What is the value of bar B?", "5"),
+    ("pair_1a pair_1b", samples.PAIR_QUESTION, "second"),
+    ("pair_2a pair_2b", samples.PAIR_QUESTION, "equal"),
 ])  # fmt: skip
-def test_the_shipped_examples(nano_model, nano_tokenizer, name, question, answer):
-    path = checkpoints.ROOT / "examples" / "images" / f"{name}.png"
-    said = nano_model.chat(nano_tokenizer, path, question, {"max_new_tokens": 160, "do_sample": False})
+def test_the_shipped_examples(nano_model, nano_tokenizer, names, question, answer):
+    paths = [checkpoints.ROOT / "examples" / "images" / f"{name}.png" for name in names.split()]
+    said = nano_model.chat(nano_tokenizer, paths, question, {"max_new_tokens": 160, "do_sample": False})
     thinking, final = split_thinking(said)
     assert thinking and evaluation.boxed(final) == answer
 
