@@ -10,6 +10,7 @@ language model alone can be asked. Prints a table with 95 % Wilson intervals, an
 """
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -73,12 +74,16 @@ def score(model, tokenizer, family, count, seed, batch_size, progress=None):
     return compare(draw_samples(family, count, seed)[1], ask, batch_size, progress)
 
 
-def score_text(model, tokenizer, family, count, seed, batch_size, progress=None):
-    """Ask a language model, alone or within a repository, about pictures put into words; see `compare`."""
+def score_text(model, tokenizer, family, count, seed, batch_size, progress=None, exact=False):
+    """Ask a language model, alone or within a repository, about pictures put into words; see `compare`.
+
+    Args:
+        exact: no words are misread.
+    """
     rng, drawn = draw_samples(family, count, seed)
 
     def ask(batch):
-        prompts = [f"<｜User｜>\n{samples.described(rng, sample)}<｜Assistant｜><think>\n" for sample in batch]
+        prompts = [f"<｜User｜>\n{samples.described(rng, sample, exact)}<｜Assistant｜><think>\n" for sample in batch]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True)
         ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}
         output = model.generate(**ids, **OPTIONS, pad_token_id=tokenizer.pad_token_id)
@@ -120,6 +125,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=25)
     parser.add_argument("--show-wrong", type=int, default=0, help="print so many wrong answers of each task")
     parser.add_argument("--text", action="store_true", help="pictures put into words; for language models, too")
+    parser.add_argument("--exact", action="store_true", help="with --text: no words misread")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="of the decoder layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of everything else")
     arguments = parser.parse_args()
@@ -132,7 +138,7 @@ def main():
             if sys.stderr.isatty():
                 print(f"\r{family}: {right}/{done}", end="", file=sys.stderr)
 
-        scorer = score_text if arguments.text else score
+        scorer = functools.partial(score_text, exact=arguments.exact) if arguments.text else score
         settings = (arguments.count, arguments.seed, arguments.batch_size)
         right, wrong = scorer(model, tokenizer, family, *settings, progress)
         results[family] = result(right, arguments.count)

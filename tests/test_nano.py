@@ -219,6 +219,17 @@ def test_misread_words_are_rare_and_alike():
     assert all(len(other) == 16 for other in read)
 
 
+def test_exact_descriptions_have_every_word():
+    """Without mistakes the words of a picture are its transcription; with them some differ."""
+    rng = np.random.default_rng(0)
+    drawn = [samples.counting(rng) for _ in range(40)]
+    exact = [samples.described(rng, sample, exact=True) for sample in drawn]
+    for sample, text in zip(drawn, exact):
+        words = [samples.word_text(word) for tile in samples.transcriptions(sample.drawings[0]) for word in tile]
+        assert text == "[" + "".join(words) + "]\n" + sample.question
+    assert exact != [samples.described(rng, sample) for sample in drawn]
+
+
 def test_encoder_groups_patches_as_the_projector_sees_them(nano_model):
     patches = torch.randn(2, 64, 8)
     ours = nano_model.pixel_shuffle(patches.unflatten(1, (8, 8))).flatten(1, 2)
@@ -288,5 +299,8 @@ def test_the_judge_chose_half_of_the_pool(smoke_run):
 def test_an_encoder_goes_on_where_it_stopped(tmp_path):
     encoder.train(tmp_path, steps=2, seed=0, batch_size=8, compile_encoder=False)
     encoder.train(tmp_path, steps=3, seed=0, batch_size=8, compile_encoder=False)
+    shares = encoder.score(tmp_path, 3)
+    assert shares.keys() == {"calculation", "shapes", "chart"}
+    assert all(0 <= share <= 1 for kind in shares.values() for share in kind.values())
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 3] and json.loads((tmp_path / "training" / "step.json").read_text()) == 3

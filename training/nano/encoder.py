@@ -1,6 +1,7 @@
 """Trains the nano vision encoder alone, with a head that is thrown away afterwards.
 
-    python -m training.nano.encoder runs/nano/encoder --steps 4000
+    python -m training.nano.encoder runs/nano/encoder --steps 6000
+    python -m training.nano.encoder runs/nano/encoder --score 120  # how well it reads, by the second head
 
 The encoder is an InternViT of 6.3 M parameters. Two linear heads on its output teach it to read: one says for every 7
 × 7 pixels which glyph, shape or bar lies there (dense labels; the drawing code knows them), the other writes the
@@ -183,13 +184,41 @@ def train(folder, steps, seed, lr=1e-3, batch_size=128, save_every=250, compile_
     save(vision, folder)
 
 
+@torch.no_grad()
+def score(folder, count, seed=12345):
+    """How well the thumbnails of `count` fresh drawings of each kind are read, by the head that is thrown away.
+
+    Returns:
+        {kind: {"exact": share whose every word is right, "as many words": share with the right number of words}}.
+    """
+    vision, heads, _ = build(folder)
+    vision.eval()
+    shares = {}
+    for kind, draw_one in enumerate((draw.draw_calculation, draw.draw_shapes, draw.draw_chart)):
+        rng = np.random.default_rng([seed, kind])
+        cut = [samples.cut_tiles(draw_one(rng)) for _ in range(count)]
+        tiles = torch.from_numpy(np.stack([tiles[-1] for tiles, *_ in cut]))
+        words = torch.from_numpy(np.stack([words[-1] for *_, words in cut]))
+        patches = torch.cat([vision(normalize(part)).last_hidden_state[:, 1:] for part in tiles.split(64)])
+        read = heads.words(heads.norm(group_patches(patches))).argmax(-1)
+        shares[draw_one.__name__.removeprefix("draw_")] = {
+            "exact": (read == words).all(dim=1).float().mean().item(),
+            "as many words": ((read != 0).sum(1) == (words != 0).sum(1)).float().mean().item(),
+        }
+    return shares
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=4000, help="of 128 tiles")
+    parser.add_argument("--steps", type=int, default=6000, help="of 128 tiles")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--score", type=int, metavar="COUNT", help="train nothing; read so many drawings of each kind")
     arguments = parser.parse_args()
+    if arguments.score:
+        print(json.dumps(score(arguments.folder, arguments.score)))
+        return
     train(arguments.folder, arguments.steps, arguments.seed, arguments.lr)
 
 

@@ -216,17 +216,20 @@ def misread(rng, words, rate):
     return (heard + [EMPTY] * TOKENS_PER_TILE)[:TOKENS_PER_TILE]
 
 
-def described(rng, sample):
+def described(rng, sample, exact=False):
     """The question with words in place of its pictures: the transcriptions of their tiles, a few words misread.
 
     A thumbnail shows everything, but many small shapes in it are easily miscounted; tiles cut things at their borders. So
     the reader learns to weigh the two.
+
+    Args:
+        exact: no words are misread.
     """
     lines = []
     for drawing in sample.drawings:
         tiles = transcriptions(drawing)
         in_thumbnail = 0.015 if drawing.question == draw.COUNTING_QUESTION else 0.005
-        rates = [0.01] * (len(tiles) - 1) + [in_thumbnail]
+        rates = [0.0] * len(tiles) if exact else [0.01] * (len(tiles) - 1) + [in_thumbnail]
         read = [misread(rng, words, rate) for words, rate in zip(tiles, rates)]
         lines.append("[" + "".join(word_text(word) for words in read for word in words) + "]\n")
     return "".join(lines) + sample.question
