@@ -6,7 +6,8 @@
 
 Draws `count` samples of each family (training draws from other generator streams), asks through `batch_chat` with PIL
 images, greedily, and compares what is in the last \\boxed{}. With `--text` the pictures are put into words, and a
-language model alone can be asked. Prints a table with 95 % Wilson intervals, and JSON as the last line.
+language model alone can be asked; a few words are misread unless `--exact`. Prints a table with 95 % Wilson intervals,
+and JSON as the last line.
 """
 
 import argparse
@@ -129,6 +130,8 @@ def main():
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="of the decoder layers")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of everything else")
     arguments = parser.parse_args()
+    if arguments.exact and not arguments.text:
+        parser.error("--exact is about pictures put into words: add --text")
     transformers.logging.set_verbosity_error()
     model, tokenizer = load(arguments.model, arguments.dtype, arguments.quantization, arguments.text)
     results, begun = {}, time.time()

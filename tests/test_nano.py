@@ -297,6 +297,8 @@ def test_the_judge_chose_half_of_the_pool(smoke_run):
 
 
 def test_an_encoder_goes_on_where_it_stopped(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no encoder with its heads"):
+        encoder.score(tmp_path, 3)
     encoder.train(tmp_path, steps=2, seed=0, batch_size=8, compile_encoder=False)
     encoder.train(tmp_path, steps=3, seed=0, batch_size=8, compile_encoder=False)
     shares = encoder.score(tmp_path, 3)

@@ -190,8 +190,13 @@ def score(folder, count, seed=12345):
 
     Returns:
         {kind: {"exact": share whose every word is right, "as many words": share with the right number of words}}.
+
+    Raises:
+        FileNotFoundError: nothing has been trained in the folder, or its heads are gone.
     """
-    vision, heads, _ = build(folder)
+    vision, heads, steps = build(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder / 'training'}: no encoder with its heads; train one in {folder} first.")
     vision.eval()
     shares = {}
     for kind, draw_one in enumerate((draw.draw_calculation, draw.draw_shapes, draw.draw_chart)):
