@@ -29,6 +29,13 @@ def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family):
     assert right >= 32, wrong[:5]
 
 
+def test_it_answers_pictures_in_words(nano_tokenizer):
+    """The language model within the checkpoint still has its own skill."""
+    model, _ = evaluation.load(checkpoints.NANO, "float32", text=True)
+    right, wrong = evaluation.score_text(model, nano_tokenizer, "two images", count=20, seed=77, batch_size=20)
+    assert right >= 14, wrong[:5]
+
+
 @pytest.mark.parametrize("names, question, answer", [
     ("calculation_1", draw.CALCULATION_QUESTION, "0"),
     ("calculation_2", draw.CALCULATION_QUESTION, "102"),

@@ -375,9 +375,12 @@ def write(strokes, font, glyph, middle_x, upper_y, ink, words=()):
     return Mark(LABELS[glyph], (x + left, y + upper, x + right, y + lower), words)
 
 
+KINDS = (draw_calculation, draw_shapes, draw_chart)
+
+
 def draw(rng, sides=CANVAS_SIDES):
     """A calculation, shapes or a chart; most often what is hardest to read."""
-    return (draw_calculation, draw_shapes, draw_chart)[rng.choice(3, p=(0.38, 0.44, 0.18))](rng, sides)
+    return KINDS[rng.choice(3, p=(0.38, 0.44, 0.18))](rng, sides)
 
 
 def label_cells(marks, image_size, cells_across, cells_down):

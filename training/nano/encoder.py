@@ -104,6 +104,10 @@ class Heads(nn.Module):
         self.register_buffer("dense_weights", dense_weights, persistent=False)
         self.register_buffer("word_weights", word_weights, persistent=False)
 
+    def read(self, patches):
+        """Logits of the word of every token, (tiles, 16, words), from the encoder's features (tiles, patches, C)."""
+        return self.words(self.norm(group_patches(patches))).float()
+
     def forward(self, patches, covering, centred, words):
         """Loss and figures of the encoder's features (tiles, patches, C)."""
         cells = self.dense(patches).float()
@@ -114,7 +118,7 @@ class Heads(nn.Module):
             F.cross_entropy(cells[kind].flatten(0, 2), labels.flatten(), self.dense_weights[kind])
             for kind, labels in enumerate((covering, centred))
         )
-        logits = self.words(self.norm(group_patches(patches))).float()
+        logits = self.read(patches)
         word_loss = F.cross_entropy(logits.flatten(0, 1), words.flatten(), self.word_weights)
         shown, right = words != 0, logits.argmax(-1) == words
         figures = {
@@ -199,13 +203,13 @@ def score(folder, count, seed=12345):
         raise FileNotFoundError(f"{folder / 'training'}: no encoder with its heads; train one in {folder} first.")
     vision.eval()
     shares = {}
-    for kind, draw_one in enumerate((draw.draw_calculation, draw.draw_shapes, draw.draw_chart)):
+    for kind, draw_one in enumerate(draw.KINDS):
         rng = np.random.default_rng([seed, kind])
         cut = [samples.cut_tiles(draw_one(rng)) for _ in range(count)]
         tiles = torch.from_numpy(np.stack([tiles[-1] for tiles, *_ in cut]))
         words = torch.from_numpy(np.stack([words[-1] for *_, words in cut]))
         patches = torch.cat([vision(normalize(part)).last_hidden_state[:, 1:] for part in tiles.split(64)])
-        read = heads.words(heads.norm(group_patches(patches))).argmax(-1)
+        read = heads.read(patches).argmax(-1)
         shares[draw_one.__name__.removeprefix("draw_")] = {
             "exact": (read == words).all(dim=1).float().mean().item(),
             "as many words": ((read != 0).sum(1) == (words != 0).sum(1)).float().mean().item(),

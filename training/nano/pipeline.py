@@ -173,8 +173,7 @@ class Pipeline:
                 "cores": os.cpu_count(),
                 "torch": torch.__version__,
             }
-            ordered = {name: results[name] for name, *_ in self.rows()}
-            record = {"seed": self.seed, "machine": machine, "rows": ordered}
+            record = {"seed": self.seed, "machine": machine, "rows": results}
             (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
             partial.unlink()
 

@@ -109,7 +109,7 @@ FAMILIES = {"calculation": calculation, "counting": counting, "two images": pair
 
 def description(rng, wordings=False):
     """What is in the picture, in words: no task, but every mark counts for the answer."""
-    drawing = (draw.draw_calculation, draw.draw_shapes, draw.draw_chart)[rng.integers(3)](rng)
+    drawing = draw.KINDS[rng.integers(3)](rng)
     if isinstance(drawing.facts, dict):
         answer = ", ".join(f"{letter} {value}" for letter, value in drawing.facts.items())
     elif isinstance(drawing.facts[1], str):
