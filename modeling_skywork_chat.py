@@ -80,6 +80,7 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "
 CODE_FILES = (
     "configuration_skywork_chat.py",
     "conversation.py",
+    "cpu_backend.py",
     "device_map.py",
     "generation.py",
     "modeling_intern_vit.py",

@@ -15,11 +15,16 @@ from transformers import AutoImageProcessor, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
+from .cpu_backend import cpu_backend
+
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS_VERSION = version.parse(transformers.__version__)
 # Modules that stay in full width where weights are quantized: they are small and lose most
 KEPT_WHOLE = ("vision_model", "mlp1", "language_model.lm_head")
+# Bytes of a quantized weight: int8 has a float scale for each row, nf4 a byte-sized one for each 64 weights (QLoRA,
+# arXiv:2305.14314, with double quantization)
+QUANTIZED_BYTES = {"int8": 1.01, "nf4": 0.5 + 1.0 / 64 + 4.0 / (64 * 256)}
 HALF_PRECISION = (torch.float16, torch.bfloat16, "float16", "bfloat16")
 
 
@@ -88,7 +93,7 @@ def compiled_decoding(keywords, generation_config, device):
     compile_config = getattr(transformers, "CompileConfig", None)
     if cache != "static" or own is not None or compile_config is None or device.type != "cpu":
         return keywords
-    compile_config = compile_config(mode="default")  # "reduce-overhead" is about CUDA graphs
+    compile_config = compile_config(mode="default", backend=cpu_backend)  # "reduce-overhead" is about CUDA graphs
     compile_config._compile_all_devices = True
     return {**keywords, "compile_config": compile_config}
 
@@ -164,13 +169,27 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
 def language_layers_only(quantization_config):
     """A copy of the user's quantization config in which the vision tower, the projector and the head are kept.
 
-    A list of the user's own, of what is to be kept, is taken as it is.
+    A list of the user's own, of what is to be kept, is taken as it is. The config may be a dict, as in config.json.
     """
     quantization_config = copy.deepcopy(quantization_config)
-    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):  # bitsandbytes' name, and everybody else's
+    bitsandbytes_name, others_name = "llm_int8_skip_modules", "modules_to_not_convert"
+    if isinstance(quantization_config, dict):
+        method = str(quantization_config.get("quant_method", ""))
+        marked = any(_asks_for(quantization_config, mark) for mark in ("load_in_8bit", "load_in_4bit"))
+        name = bitsandbytes_name if marked or method.startswith("bitsandbytes") else others_name
+        quantization_config[name] = quantization_config.get(name) or list(KEPT_WHOLE)
+        return quantization_config
+    for name in (bitsandbytes_name, others_name):
         if hasattr(quantization_config, name) and getattr(quantization_config, name) is None:
             setattr(quantization_config, name, list(KEPT_WHOLE))
     return quantization_config
+
+
+def _asks_for(quantization_config, mark):
+    """Whether a quantization config, an object or a dict, has `load_in_8bit` or `load_in_4bit` set."""
+    if isinstance(quantization_config, dict):
+        return bool(quantization_config.get(mark))
+    return getattr(quantization_config, mark, False)
 
 
 def hoist_quantization(config):
@@ -182,10 +201,7 @@ def hoist_quantization(config):
     own = getattr(config.llm_config, "quantization_config", None)
     if own is None or getattr(config, "quantization_config", None) is not None:
         return
-    own = dict(own if isinstance(own, dict) else own.to_dict())
-    if not own.get("modules_to_not_convert"):
-        own["modules_to_not_convert"] = list(KEPT_WHOLE)
-    config.quantization_config = own
+    config.quantization_config = language_layers_only(own if isinstance(own, dict) else own.to_dict())
 
 
 def _bitsandbytes_config(load_in_8bit):
@@ -278,8 +294,8 @@ def bytes_per_parameter(keywords, config):
         dtype = getattr(torch, dtype)
     full = torch.empty(0, dtype=dtype).element_size()
     quantization = keywords.get("quantization_config")
-    if getattr(quantization, "load_in_8bit", False):
-        return 1.02, full  # a byte, and a scale for each row
-    if getattr(quantization, "load_in_4bit", False):
-        return 0.53, full  # half a byte, and double quantized scales
+    if _asks_for(quantization, "load_in_8bit"):
+        return QUANTIZED_BYTES["int8"], full
+    if _asks_for(quantization, "load_in_4bit"):
+        return QUANTIZED_BYTES["nf4"], full
     return full, full

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 URL_TIMEOUT = 30  # seconds
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -29,7 +29,7 @@ def open_image(source, apply_exif_orientation=True, alpha="drop"):
         alpha: "drop" ignores transparency, as the model card does; "white" puts the image on white.
 
     Returns:
-        A PIL image of mode RGB; of an animation the first frame.
+        A PIL image of mode RGB; of an animation the first frame. A PIL image that is so already is returned itself.
 
     Raises:
         FileNotFoundError: a path that does not exist.
@@ -120,7 +120,8 @@ def _first_frame(image, apply_exif_orientation, alpha):
     if frame:
         image.seek(0)
     try:
-        return _to_rgb(_upright(image) if apply_exif_orientation else image, alpha)
+        rgb = _to_rgb(_upright(image) if apply_exif_orientation else image, alpha)
+        return rgb.copy() if frame else rgb
     finally:
         if frame:
             image.seek(frame)
@@ -128,6 +129,8 @@ def _first_frame(image, apply_exif_orientation, alpha):
 
 def _upright(image):
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
         image.load()  # damaged pixels are an error still
@@ -175,7 +178,8 @@ def _to_rgb(image, alpha):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_sixteen_bits(image):

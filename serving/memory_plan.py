@@ -20,9 +20,7 @@ from training.nano.package import load_package
 
 package = load_package()
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Bytes of a weight of the decoder layers: nf4 has a byte-sized scale for each 64 weights (QLoRA, arXiv:2305.14314,
-# with double quantization), int8 a float scale for each row
-QUANTIZED_BYTES = {"none": None, "int8": 1.01, "nf4": 0.5 + 1.0 / 64 + 4.0 / (64 * 256)}
+QUANTIZED_BYTES = {"none": None, **package.compat.QUANTIZED_BYTES}  # of the decoder layers
 KV_GROUP, KV_RESIDUAL = 64, 128  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
 RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
 ALLOCATOR_SLACK = 1.05  # of everything: what the caching allocator loses to fragments

@@ -189,7 +189,7 @@ def test_load_in_8bit_becomes_a_quantization_config_of_the_language_model(monkey
     monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: object())
     keywords = {"torch_dtype": torch.bfloat16}
     loaded = compat.loading_keywords(keywords, None, None, True, False)
-    assert compat.bytes_per_parameter(loaded, None) == (1.02, 2)
+    assert compat.bytes_per_parameter(loaded, None) == (compat.QUANTIZED_BYTES["int8"], 2)
     config = loaded["quantization_config"]
     assert config.load_in_8bit and {"vision_model", "mlp1"} <= set(config.llm_int8_skip_modules)
     config = compat.loading_keywords(keywords, None, None, False, True)["quantization_config"]

@@ -1,10 +1,12 @@
 """Quantized loading: only the decoder layers change, the answers stay, and what is missing is named."""
 
+import importlib.util
 import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, BitsAndBytesConfig
 
 from evaluation.quantization import QUANTIZATIONS, stored_bytes
@@ -20,6 +22,10 @@ LOADING = {
     **{name: keywords for name, keywords in QUANTIZATIONS.items() if name != "none"},
     "bitsandbytes nf4, the user's own config": lambda: {
         "quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+        "device_map": "cpu",
+    },
+    "bitsandbytes int8, the config as a dict": lambda: {
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
         "device_map": "cpu",
     },
 }
@@ -56,6 +62,42 @@ def test_the_users_own_list_is_kept_and_his_config_unchanged():
     assert config.llm_int8_skip_modules is None
 
 
+@pytest.mark.parametrize("config, name", [
+    ({"load_in_4bit": True}, "llm_int8_skip_modules"),
+    ({"quant_method": "bitsandbytes_8bit"}, "llm_int8_skip_modules"),
+    ({"quant_method": "torchao", "quant_type": "int8"}, "modules_to_not_convert"),
+])  # fmt: skip
+def test_a_config_as_a_dict_keeps_the_vision_tower(config, name):
+    before = dict(config)
+    assert "vision_model" in package.compat.language_layers_only(config)[name]
+    assert package.compat.language_layers_only({**config, name: ["mlp1"]})[name] == ["mlp1"]
+    assert config == before
+
+
+def quantize_as_awq(weight, group=128):
+    """A weight (out, in) rounded to 4 bits with a zero point, in the tensors that AutoAWQ's GEMM format stores.
+
+    Returns:
+        ({"qweight": int32 (in, out / 8), "qzeros": int32 (in / group, out / 8), "scales": fp16 (in / group, out)}, what
+        they stand for, (out, in)).
+    """
+    groups = weight.T.float().reshape(weight.shape[1] // group, group, weight.shape[0])  # (in / group, group, out)
+    low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
+    scales = ((high - low) / 15).clamp(min=1e-5).half()
+    zeros = (-low / scales.float()).round().clamp(0, 15)
+    levels = (groups / scales.float() + zeros).round().clamp(0, 15)
+    meant = ((levels - zeros) * scales.float()).flatten(0, 1).T.contiguous()
+
+    def pack(values):
+        """Eight columns in an int32, in the order that AutoAWQ has them."""
+        columns = values.to(torch.int64).unflatten(-1, (-1, 8))[..., [0, 2, 4, 6, 1, 3, 5, 7]]
+        words = (columns << torch.arange(0, 32, 4)).sum(-1)
+        return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+    stored = {"qweight": pack(levels.flatten(0, 1)), "qzeros": pack(zeros.squeeze(1)), "scales": scales.squeeze(1)}
+    return stored, meant
+
+
 class TestAwq:
     """The published variant: weights quantized by AutoAWQ, the quantization config inside `llm_config`."""
 
@@ -70,9 +112,34 @@ class TestAwq:
         shutil.copy(checkpoints.NANO / "model.safetensors", folder)
         return folder
 
+    @pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library is installed")
     def test_without_its_library_a_clear_error(self, path):
         with pytest.raises(ImportError, match="gptqmodel"):
             AutoModel.from_pretrained(path, trust_remote_code=True)
+
+    @pytest.mark.slow  # the library compiles its kernels when first used, which takes minutes
+    def test_with_its_library_the_weights_are_used(self, path, nano_model, nano_tokenizer):
+        pytest.importorskip("gptqmodel", reason="quantized by AutoAWQ, loaded by gptqmodel: pip install gptqmodel")
+        packed, rounded = {}, {}
+        for name, tensor in nano_model.state_dict().items():
+            if name.startswith("language_model.model.layers.") and name.endswith("proj.weight"):
+                stored, rounded[name] = quantize_as_awq(tensor)
+                packed.update({f"{name.removesuffix('weight')}{part}": value for part, value in stored.items()})
+            else:
+                packed[name] = rounded[name] = tensor.clone()
+        save_file(packed, path / "model.safetensors", metadata={"format": "pt"})
+        reference = package.SkyworkChatModel(nano_model.config).eval()
+        reference.load_state_dict(rounded)
+        model = AutoModel.from_pretrained(
+            path, trust_remote_code=True, torch_dtype=torch.float32, device_map="cpu"
+        ).eval()
+        changed = {name for name, module in model.named_modules() if hasattr(module, "qweight")}
+        assert len(changed) == 7 * model.config.llm_config.num_hidden_layers
+        assert all(name.startswith("language_model.model.layers.") for name in changed)
+        for image, question in ((None, "What is 12 + 34?"), (str(IMAGES / "counting_1.png"), "Count the shapes.")):
+            assert model.chat(nano_tokenizer, image, question, GREEDY) == reference.chat(
+                nano_tokenizer, image, question, GREEDY
+            )
 
     def test_config_is_seen_and_keeps_the_vision_tower(self, path):
         config = package.SkyworkChatConfig.from_pretrained(path)

@@ -31,6 +31,7 @@ def load_package():
         modeling=modeling,
         vision=importlib.import_module(f"{PACKAGE}.modeling_intern_vit"),
         conversation=importlib.import_module(f"{PACKAGE}.conversation"),
+        cpu_backend=importlib.import_module(f"{PACKAGE}.cpu_backend"),
         device_map=importlib.import_module(f"{PACKAGE}.device_map"),
         generation=importlib.import_module(f"{PACKAGE}.generation"),
         compat=importlib.import_module(f"{PACKAGE}.transformers_compat"),
