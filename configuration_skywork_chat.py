@@ -230,9 +230,9 @@ class SkyworkChatConfig(PretrainedConfig):
 
     def to_dict(self):
         """A plain dict, sub-configs included: on every transformers version what `from_dict` takes back."""
-        output = super().to_dict()
-        output["vision_config"] = self.vision_config.to_dict()
-        output["llm_config"] = self.llm_config.to_dict()
+        output = _with_torch_dtype(super().to_dict())
+        output["vision_config"] = _with_torch_dtype(self.vision_config.to_dict())
+        output["llm_config"] = portable_language_config(self.llm_config.to_dict())
         for name in ("vision_config", "llm_config"):
             output[name].pop("transformers_version", None)
         return output
@@ -273,6 +273,33 @@ class SkyworkChatConfig(PretrainedConfig):
     __hash__ = None
 
 
+def portable_language_config(fields):
+    """A Qwen2 config (a dict) in the words that every transformers version reads; version 5 writes others.
+
+    Version 4 knows nothing of `rope_parameters` and would silently compute with a `rope_theta` of 10,000.
+    """
+    fields = _with_torch_dtype(fields)
+    rope = fields.pop("rope_parameters", None)
+    if rope is not None:
+        rope = dict(rope)
+        fields["rope_theta"] = rope.pop("rope_theta", 10000.0)
+        fields["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    for name in ("layer_types", "auto_map", "_name_or_path"):
+        fields.pop(name, None)
+    if not fields.get("use_sliding_window") and fields.get("sliding_window") is None:
+        fields["sliding_window"] = fields["max_position_embeddings"]  # without effect; as published
+    return fields
+
+
+def _with_torch_dtype(fields):
+    """A copy that names the dtype as every version reads it; from 4.56 on it is written as `dtype`."""
+    fields = dict(fields)
+    dtype = fields.pop("dtype", None)
+    if dtype is not None:
+        fields["torch_dtype"] = dtype
+    return fields
+
+
 def _as_vision_config(value):
     if value is None:
         return SkyworkVisionConfig()
@@ -309,7 +336,7 @@ def _as_language_config(value):
             f"{list(SUPPORTED_LANGUAGE_ARCHITECTURES)} (every Skywork-R1V language model is a Qwen2)."
         )
     if config is None:
-        fields = copy.deepcopy(value)
+        fields = copy.deepcopy(value if isinstance(value, dict) else value.to_dict())
         fields.pop("model_type", None)
         fields.setdefault("architectures", list(SUPPORTED_LANGUAGE_ARCHITECTURES[:1]))
         config = Qwen2Config(**fields)

@@ -91,6 +91,9 @@ def test_round_trips(make, engine, tmp_path):
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert "text_config" not in saved
+    # In words that version 4 knows as well: without a rope_theta it computes with 10,000
+    assert saved["llm_config"]["rope_theta"] == config.llm_config.rope_parameters["rope_theta"]
+    assert "rope_parameters" not in saved["llm_config"] and not {"dtype"} & {*saved, *saved["llm_config"]}
     assert fields(SkyworkChatConfig.from_pretrained(tmp_path)) == before
     assert fields(SkyworkChatConfig.from_dict(config.to_dict())) == before
     assert fields(config) == before

@@ -165,21 +165,6 @@ def open_language_model(folder):
     return config, Checkpoint(folder, LANGUAGE_PREFIX if within else "")
 
 
-def portable_language_config(config):
-    """A Qwen2 config in the words that every version of transformers reads; version 5 writes others."""
-    config = dict(config)
-    rope = config.pop("rope_parameters", None)
-    if rope is not None:
-        rope = dict(rope)
-        config["rope_theta"] = rope.pop("rope_theta", 10000.0)
-        config["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
-    for name in ("dtype", "layer_types", "auto_map", "transformers_version", "_name_or_path"):
-        config.pop(name, None)
-    if not config.get("use_sliding_window") and config.get("sliding_window") is None:
-        config["sliding_window"] = config["max_position_embeddings"]  # without effect; as published
-    return {"architectures": ["Qwen2ForCausalLM"], **config}
-
-
 def append_image_tokens(serialized):
     """A tokenizer.json with the image tokens, which take the next free ids where they are new.
 
@@ -251,7 +236,12 @@ class Plan:
             self._check_vocabulary(mlp1)
         self.tokenizer, image_ids, new_tokens = append_image_tokens(self._read_tokenizer(language_model))
         self.new_ids = [token_id for token, token_id in zip(IMAGE_TOKENS, image_ids) if token in new_tokens]
-        llm_config = portable_language_config(llm_config) | {"torch_dtype": dtype}
+        llm_config = {
+            "architectures": ["Qwen2ForCausalLM"],
+            **package.configuration.portable_language_config(llm_config),
+        }
+        llm_config["torch_dtype"] = dtype
+        llm_config.pop("transformers_version", None)
         self.old_rows = llm_config["vocab_size"]
         if max(image_ids) >= self.old_rows:
             llm_config["vocab_size"] = -(-(max(image_ids) + 1) // ROW_MULTIPLE) * ROW_MULTIPLE

@@ -28,6 +28,7 @@ def load_package():
         SkyworkVisionConfig=configuration.SkyworkVisionConfig,
         SkyworkChatModel=modeling.SkyworkChatModel,
         SkyworkChatForConditionalGeneration=modeling.SkyworkChatForConditionalGeneration,
+        configuration=configuration,
         modeling=modeling,
         vision=importlib.import_module(f"{PACKAGE}.modeling_intern_vit"),
         conversation=importlib.import_module(f"{PACKAGE}.conversation"),
