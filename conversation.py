@@ -36,6 +36,9 @@ class Question(str):
         question.num_images = num_images
         return question
 
+    def __getnewargs__(self):  # for copies and pickles
+        return str(self), self.num_images
+
 
 @dataclasses.dataclass
 class Conversation:
@@ -163,11 +166,23 @@ def place_images(question, history, num_images):
     Args:
         history: earlier turns, whose images count first.
         num_images: images of the whole conversation.
+
+    Raises:
+        ValueError: fewer images than the history is about.
     """
     own = num_images
     for earlier, *_ in history or []:
         own -= getattr(earlier, "num_images", min(own, earlier.count(IMAGE_PLACEHOLDER)))
-    own = max(0, own)
+    if own < 0:
+        raise ValueError(
+            f"The history is about {num_images - own} image{'s' if num_images - own != 1 else ''}, but {num_images} "
+            "came with this question: give all images of the conversation again, in order (encode_images() keeps them)."
+        )
+    if not own and num_images and IMAGE_PLACEHOLDER in question:
+        logger.warning(
+            f"The question has an {IMAGE_PLACEHOLDER}, but the history accounts for all {num_images} images given: it "
+            "is read as a word. Give the images of earlier turns as well, in front of the new ones."
+        )
     if IMAGE_PLACEHOLDER not in question:
         question = f"{IMAGE_PLACEHOLDER}\n" * own + question
     return Question(question, own)

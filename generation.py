@@ -103,7 +103,7 @@ class AnswerStream:
 
     Attributes:
         answer: the text so far; after the last piece what `chat()` would have returned.
-        history: the conversation with this turn, once the answer is complete, else None.
+        history: the conversation with this turn, once the answer is complete; None before, and if it was stopped.
     """
 
     def __init__(self, tokenizer, ask):
@@ -123,7 +123,12 @@ class AnswerStream:
         self._thread.start()
 
     def __iter__(self):
-        return self
+        """The pieces that are left; closes the stream when the loop over them is left early."""
+        try:
+            while (piece := next(self, None)) is not None:
+                yield piece
+        finally:
+            self.close()
 
     def __next__(self):
         """The next piece of text.
@@ -145,11 +150,15 @@ class AnswerStream:
         if error is not None:
             raise error
         if "answer" in self._outcome:
-            self.answer, self.history = self._outcome.pop("answer")
+            self.answer, history = self._outcome.pop("answer")
+            self.history = None if self._written.stop.is_set() else history
         raise StopIteration
 
     def close(self):
-        """Stop generating and wait for the thread, at most for one token. Further iteration gives what is left."""
+        """Stop generating and wait for the token that is being computed (the first one takes the whole prompt).
+
+        Further iteration gives what is left.
+        """
         self._written.stop.set()
         self._thread.join()
 
@@ -187,7 +196,7 @@ def check_context(length, max_new_tokens, limit):
     if room < 1:
         raise ValueError(
             f"The prompt has {length} tokens and the model's context {limit}: shorten it, or give fewer images or "
-            "tiles (max_dynamic_patch)."
+            "tiles (max_dynamic_patch in preprocessor_config.json, max_num of the model card's load_image)."
         )
     if max_new_tokens is not None and max_new_tokens > room:
         raise ValueError(

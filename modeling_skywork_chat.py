@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import HfApi, try_to_load_from_cache
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -50,6 +50,7 @@ from .transformers_compat import (
     accepted_keywords,
     bytes_per_parameter,
     cached_length,
+    choose_attention,
     clear_own_attention,
     compiled_decoding,
     fill_unless_loaded,
@@ -57,6 +58,7 @@ from .transformers_compat import (
     hoist_quantization,
     load_image_processor,
     loading_keywords,
+    one_static_cache_at_a_time,
     resolve_attention_of_config,
     share_attention,
     tokens_device,
@@ -137,7 +139,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             nn.GELU(),
             nn.Linear(config.llm_config.hidden_size, config.llm_config.hidden_size),
         )
-        self.cache_dir = None  # of the Hub files that the model came from, if not the usual one
+        self.hub_keywords = {}  # with which the model came from the Hub: its other files are found with the same
         self.num_image_token = config.num_image_token
         self.img_context_token_id = config.image_token_id
         self.post_init()
@@ -190,12 +192,15 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path = str(Path(pretrained_model_name_or_path).absolute())
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.cache_dir = kwargs.get("cache_dir")
+        model.hub_keywords = {name: kwargs[name] for name in HUB_KEYWORDS if kwargs.get(name) is not None}
         return loaded
 
     @classmethod
     def _from_config(cls, config, **kwargs):
-        resolve_attention_of_config(config, kwargs.pop("attn_implementation", None))
+        requested = kwargs.pop("attn_implementation", None)
+        if isinstance(requested, dict):
+            return super()._from_config(config, attn_implementation=choose_attention(requested), **kwargs)
+        resolve_attention_of_config(config, requested)
         return super()._from_config(config, **kwargs)
 
     @classmethod
@@ -204,21 +209,26 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             layers, first = module_sizes(cls(copy.deepcopy(config)), layer_bytes, other_bytes, offload_vision)
         return build_device_map(split_layers(layers, first, free_memory()), offload_vision)
 
-    def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs):
         """As transformers', and the directory loads by itself: code, tokenizer and processor files come along.
 
-        `architectures` stays the name that serving engines look for.
+        `architectures` stays the name that serving engines look for. With `push_to_hub` the directory is uploaded as it
+        was written, to `repo_id` or a repository of its name (`token`, `private`, `commit_message`, `create_pr`).
         """
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        hub = {
+            name: kwargs.pop(name) for name in ("repo_id", "private", "commit_message", "create_pr") if name in kwargs
+        }
         source = self.config._name_or_path
-        revision = getattr(self.config, "_commit_hash", None)
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            self.config.architectures, self.config.auto_map = [ARCHITECTURE], dict(AUTO_MAP)
-            self.config.save_pretrained(save_directory)
-            copy_repository_files(source, revision, self.cache_dir, Path(save_directory))
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        if not is_main_process:
+            return
+        self.config.architectures, self.config.auto_map = [ARCHITECTURE], dict(AUTO_MAP)
+        self.config.save_pretrained(save_directory)
+        revision = self.hub_keywords.get("revision") or getattr(self.config, "_commit_hash", None)
+        where = {name: self.hub_keywords[name] for name in ("cache_dir", "subfolder") if name in self.hub_keywords}
+        copy_repository_files(source, Path(save_directory), revision, **where)
         if push_to_hub:
-            self.push_to_hub(repo_id, **{name: kwargs[name] for name in ("token", "private") if name in kwargs})
+            upload(save_directory, token=kwargs.get("token"), **hub)
 
     def _init_weights(self, module):
         if isinstance(module, nn.Linear):
@@ -320,7 +330,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if expected != given:  # before the images are encoded
             raise ValueError(
                 f"The prompt has {expected} image tokens (id {token_id}) but the images give {given} features "
-                f"({tiles} tiles of {self.num_image_token}): pass the pixel_values that the prompt was built for."
+                f"({tiles} tiles of {given // max(tiles, 1)}): pass the pixel_values that the prompt was built for."
             )
         inputs_embeds = self.get_input_embeddings()(input_ids)
         if not tiles and padding is not None and len(padding) and self.training:
@@ -575,10 +585,25 @@ class SkyworkChatModel(SkyworkModelBase):
         )
         return (answer, history) if return_history else answer
 
-    def chat_stream(self, tokenizer, pixel_values, question, generation_config, **keywords):
+    def chat_stream(
+        self,
+        tokenizer,
+        pixel_values,
+        question,
+        generation_config,
+        history=None,
+        num_patches_list=None,
+        IMG_START_TOKEN=IMAGE_START,
+        IMG_END_TOKEN=IMAGE_END,
+        IMG_CONTEXT_TOKEN=IMAGE_CONTEXT,
+        verbose=False,
+        mode="think",
+        system_message=None,
+        thinking_budget=None,
+    ):
         """`chat()`, as an iterator over pieces of the answer as it is written.
 
-        Leaving the loop, closing the stream or dropping it ends the generation with the next token.
+        Leaving the loop, closing the stream or dropping it ends the generation with the token being computed.
 
         Args:
             As for `chat`, but for `return_history`: the stream has `answer` and `history`.
@@ -592,10 +617,22 @@ class SkyworkChatModel(SkyworkModelBase):
         options = _as_dict(generation_config)
         if options.get("streamer") is not None:
             raise ValueError("chat_stream() brings its own streamer: leave it out of the generation config.")
+        _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
 
         def ask(streamer, written):
             return self._chat(
-                tokenizer, pixel_values, question, generation_config, streamer=streamer, written=written, **keywords
+                tokenizer,
+                pixel_values,
+                question,
+                generation_config,
+                history=history,
+                num_patches_list=num_patches_list,
+                verbose=verbose,
+                mode=mode,
+                system_message=system_message,
+                thinking_budget=thinking_budget,
+                streamer=streamer,
+                written=written,
             )
 
         return AnswerStream(tokenizer, ask)
@@ -680,6 +717,8 @@ class SkyworkChatModel(SkyworkModelBase):
             GenerationInterrupted: on Ctrl-C, with what had been written of each answer.
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        if not len(questions):
+            return ([], []) if return_history else []
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
         histories = [None] * len(questions) if history is None else history
         if len(histories) != len(questions):
@@ -757,7 +796,9 @@ class SkyworkChatModel(SkyworkModelBase):
                 **options,
             )
         except KeyboardInterrupt as interrupt:
-            ids = [[] for _ in rows] if written.ids is None else written.ids[:, GENERATED_FROM:]
+            # Beams have several rows for each question, its best first
+            ids = [[] for _ in rows] if written.ids is None else written.ids[:: len(written.ids) // len(rows)]
+            ids = [row[GENERATED_FROM:] for row in ids]
             raise GenerationInterrupted(texts_of(ids)) from interrupt
         answers = texts_of(output if torch.is_tensor(output) else output.sequences)
         if verbose:
@@ -782,6 +823,11 @@ class SkyworkChatModel(SkyworkModelBase):
         if images is not None and not torch.is_tensor(images):
             if num_patches_list is not None:
                 raise ValueError("num_patches_list goes with pixel_values; images are tiled here.")
+            if not isinstance(images, (list, tuple)):
+                raise ValueError(
+                    f"images is one {type(images).__name__}; expected pixel_values, or a list with an entry for each "
+                    f"of the {len(questions)} questions."
+                )
             if len(images) != len(questions):
                 raise ValueError(f"{len(questions)} questions but {len(images)} entries of images; None is one, too.")
             if any(isinstance(entry, ImageFeatures) for entry in images):
@@ -867,7 +913,12 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
     def generate(self, inputs=None, generation_config=None, *arguments, **keywords):
         """As transformers', with compiled decoding wherever `cache_implementation="static"` is asked for."""
         keywords = compiled_decoding(keywords, generation_config, self.device)
-        return super().generate(inputs, generation_config, *arguments, **keywords)
+        has_images = any(keywords.get(name) is not None for name in ("pixel_values", "image_features"))
+        ids = keywords.get("input_ids") if inputs is None else inputs
+        if has_images and ids is not None:
+            keywords["prompt_length"] = ids.shape[1]
+        with one_static_cache_at_a_time(keywords, generation_config):
+            return super().generate(inputs, generation_config, *arguments, **keywords)
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
         """Repeat each row for beams or several samples, and with it all of its tiles in their order.
@@ -888,29 +939,55 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, pixel_values=None, image_features=None, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        pixel_values=None,
+        image_features=None,
+        inputs_embeds=None,
+        prompt_length=None,
+        **kwargs,
     ):
-        """The language model's own inputs; the images go with the first step, which has their tokens."""
-        inputs = self.language_model.prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        """The language model's own inputs; the images go with the first step, which has their tokens.
+
+        Args:
+            prompt_length: tokens in front of the first that may be generated. Prompt lookup guesses what follows by
+                copying from the prompt; an image token among the guesses is no image, and never right.
+        """
+        inputs = self.language_model.prepare_inputs_for_generation(
+            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+        )
         if cached_length(past_key_values) == 0:
             inputs.update(pixel_values=pixel_values, image_features=image_features)
+            ids = inputs.get("input_ids")
+            if ids is not None and prompt_length is not None and ids.shape[1] > prompt_length:
+                guessed = torch.arange(ids.shape[1], device=ids.device) >= prompt_length
+                inputs["input_ids"] = ids.masked_fill(guessed & (ids == self.img_context_token_id), 0)
         return inputs
 
 
-def copy_repository_files(source, revision, cache_dir, target):
+def upload(folder, repo_id=None, token=None, private=None, commit_message="Upload model", create_pr=False):
+    """Put a folder on the Hub as it is, in a repository that is created if need be."""
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id or Path(folder).name, private=private, exist_ok=True).repo_id
+    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message, create_pr=create_pr)
+
+
+def copy_repository_files(source, target, revision=None, cache_dir=None, subfolder=""):
     """Copy the code, and what `source` has of the tokenizer and processor files, into a saved checkpoint.
 
     Args:
         source: the repository that the model came from, a directory or a Hub id (only its local cache is read).
-        revision, cache_dir: the commit of a Hub repository, and the cache if it is not the usual one.
         target: the directory; files of these names that it has already stay.
+        revision, cache_dir: the commit of a Hub repository, and the cache if it is not the usual one.
+        subfolder: of the repository, where the model lies.
     """
     here = Path(__file__).resolve().parent
     origins = {name: here / name for name in CODE_FILES}
     for name in SUPPORT_FILES if source else ():
-        is_local = Path(source).is_dir()
-        cached = None if is_local else try_to_load_from_cache(source, name, cache_dir=cache_dir, revision=revision)
-        origins[name] = Path(source) / name if is_local else cached
+        is_local, path = Path(source).is_dir(), f"{subfolder}/{name}" if subfolder else name
+        cached = None if is_local else try_to_load_from_cache(source, path, cache_dir=cache_dir, revision=revision)
+        origins[name] = Path(source) / path if is_local else cached
     for name, origin in origins.items():
         destination = target / name
         # The cache answers with None or a marker object for a file that it does not have

@@ -3,10 +3,12 @@
 The model files read as if there were one version; supported are 4.37 to 5.23 (see the table in the README).
 """
 
+import contextlib
 import copy
 import importlib
 import importlib.util
 import inspect
+import threading
 
 import torch
 import transformers
@@ -25,6 +27,7 @@ KEPT_WHOLE = ("vision_model", "mlp1", "language_model.lm_head")
 # Bytes of a quantized weight: int8 has a float scale for each row, nf4 a byte-sized one for each 64 weights (QLoRA,
 # arXiv:2305.14314, with double quantization)
 QUANTIZED_BYTES = {"int8": 1.01, "nf4": 0.5 + 1.0 / 64 + 4.0 / (64 * 256)}
+STATIC_CACHE_LOCK = threading.Lock()
 HALF_PRECISION = (torch.float16, torch.bfloat16, "float16", "bfloat16")
 
 
@@ -98,11 +101,26 @@ def compiled_decoding(keywords, generation_config, device):
     return {**keywords, "compile_config": compile_config}
 
 
+@contextlib.contextmanager
+def one_static_cache_at_a_time(keywords, generation_config):
+    """Keeps threads apart while they generate with a static cache, where a model has only one.
+
+    Up to 5.14 transformers keeps that cache on the model and hands the same one to every call.
+    """
+    cache = keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
+    if cache not in ("static", "offloaded_static", "sliding_window", "hybrid") or at_least("5.15"):
+        yield
+        return
+    with STATIC_CACHE_LOCK:
+        yield
+
+
 def generate_from_embeddings(language_model, inputs_embeds, generation_config=None, **keywords):
     """`generate` of the language model; returns the new tokens only."""
     keywords = compiled_decoding(keywords, generation_config, inputs_embeds.device)
     keywords["generation_config"] = generation_config
-    output = language_model.generate(inputs_embeds=inputs_embeds, **keywords)
+    with one_static_cache_at_a_time(keywords, generation_config):
+        output = language_model.generate(inputs_embeds=inputs_embeds, **keywords)
     if torch.is_tensor(output):
         return output[:, GENERATED_FROM:]
     output.sequences = output.sequences[:, GENERATED_FROM:]
@@ -126,10 +144,10 @@ def load_image_processor(model):
         raise ValueError(
             "This model was not loaded from a repository, so it has no image processor for images: pass pixel_values."
         )
-    revision = getattr(model.config, "_commit_hash", None)
-    return AutoImageProcessor.from_pretrained(
-        source, trust_remote_code=True, revision=revision or "main", cache_dir=model.cache_dir
-    )
+    # Up to 5.17 a config knows the commit that it came from
+    found = {"revision": getattr(model.config, "_commit_hash", None) or "main", **model.hub_keywords}
+    found.pop("force_download", None)
+    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, **found)
 
 
 def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bit):

@@ -301,3 +301,14 @@ def test_chatml_template_is_used_where_the_config_names_it(nano_model, nano_toke
     monkeypatch.setattr(nano_model, "conv_template", get("skywork-r1v3"))
     nano_model.chat(nano_tokenizer, None, "Hi", GREEDY)
     assert prompt_of(seen[0], nano_tokenizer) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+
+
+def test_no_question_has_no_answer(nano_model, nano_tokenizer):
+    assert nano_model.batch_chat(nano_tokenizer, None, [], GREEDY) == []
+    assert nano_model.batch_chat(nano_tokenizer, None, [], GREEDY, return_history=True) == ([], [])
+
+
+@pytest.mark.parametrize("images", ["a.jpg", Image.new("RGB", (8, 8))], ids=["a path", "an image"])
+def test_one_image_is_no_list_of_entries(nano_model, nano_tokenizer, images):
+    with pytest.raises(ValueError, match="expected pixel_values, or a list with an entry for each of the 5 questions"):
+        nano_model.batch_chat(nano_tokenizer, images, ["?"] * 5, GREEDY)

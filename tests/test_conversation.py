@@ -1,7 +1,9 @@
 """Prompts: templates, control tokens in user text, placeholders, split answers."""
 
+import copy
 import json
 import logging
+import pickle
 import unicodedata
 
 import pytest
@@ -203,3 +205,31 @@ def test_nano_has_the_same_added_tokens_in_the_same_order(root_tokenizer, nano_t
         return [token for token, _ in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])]
 
     assert names(root_tokenizer) == names(nano_tokenizer)
+
+
+def test_a_question_survives_copies_and_pickles():
+    question = conversation.Question("<image>\nWhat?", 1)
+    for copied in (copy.copy(question), copy.deepcopy(question), pickle.loads(pickle.dumps(question))):
+        assert copied == question and copied.num_images == 1 and type(copied) is conversation.Question
+    template = make([question])
+    assert template.copy().messages[0][1].num_images == 1
+
+
+def test_images_that_a_history_is_about_must_come_again():
+    history = [(conversation.Question("<image>\nWhat?", 1), "A shape.")]
+    with pytest.raises(ValueError, match="about 1 image, but 0 came"):
+        conversation.place_images("And why?", history, 0)
+    assert conversation.place_images("And why?", history, 1).num_images == 0
+    assert conversation.place_images("And why?", [("<image>\nWhat?", "x")], 0).num_images == 0, (
+        "plain text may be words"
+    )
+
+
+def test_an_image_without_those_before_it_is_warned_of(caplog):
+    logger = logging.getLogger(conversation.logger.name)
+    logger.addHandler(caplog.handler)
+    try:
+        conversation.place_images("<image>\nAnd this?", [(conversation.Question("<image>\nWhat?", 1), "x")], 1)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "the history accounts for all 1 images" in caplog.text

@@ -140,8 +140,34 @@ class TestStopping:
             nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
         assert caught.value.answers == [""]
 
+    def test_ctrl_c_gives_one_answer_for_each_question_with_beams(self, nano_model, nano_tokenizer):
+        class Interrupt(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                if input_ids.shape[1] > 6:
+                    raise KeyboardInterrupt
+                return torch.zeros(len(input_ids), dtype=torch.bool)
+
+        options = {**GREEDY, "num_beams": 3, "stopping_criteria": [Interrupt()]}
+        with pytest.raises(KeyboardInterrupt) as caught:
+            nano_model.batch_chat(nano_tokenizer, None, ["What is 3 + 4?", "What is 5 + 6?"], options)
+        assert len(caught.value.answers) == 2 and "5 +" in caught.value.answers[1]
+
 
 class TestStream:
+    def test_leaving_the_loop_stops(self, nano_model, nano_tokenizer):
+        threads = threading.active_count()
+        stream = nano_model.chat_stream(nano_tokenizer, None, "What is 3 + 4?", LONG)
+        for _ in stream:
+            break
+        assert threading.active_count() == threads and stream.answer
+        assert stream.history is None, "the answer is not complete"
+
+    def test_keywords_are_checked_before_it_starts(self, nano_model, nano_tokenizer):
+        with pytest.raises(TypeError, match="thinking_budgets"):
+            nano_model.chat_stream(nano_tokenizer, None, "Hi", GREEDY, thinking_budgets=3)
+        with pytest.raises(ValueError, match="leave the keywords out"):
+            nano_model.chat_stream(nano_tokenizer, None, "Hi", GREEDY, IMG_CONTEXT_TOKEN="<picture>")
+
     def test_pieces_are_the_answer(self, nano_model, nano_tokenizer, plain):
         stream = nano_model.chat_stream(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
         pieces = list(stream)
@@ -259,6 +285,17 @@ class TestFasterDecoding:
         assert nano_model.batch_chat(nano_tokenizer, list(images), list(questions), static) == plain
         prompt = nano_tokenizer("<｜User｜>\nWhat is 12 + 34?<｜Assistant｜><think>\n", return_tensors="pt")
         assert torch.equal(nano_standard.generate(**prompt, **static), nano_standard.generate(**prompt, **GREEDY))
+
+    def test_prompt_lookup_of_a_rendered_prompt(self, nano_standard, nano_processor):
+        """The prompt's last token stands in front of its image, too: the first guess is the image's tokens."""
+        messages = [
+            {"role": "user", "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}]}
+        ]
+        prompt = nano_processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        expected = nano_standard.generate(**prompt, **GREEDY)
+        assert torch.equal(nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected)
 
     def test_static_cache_compiles_on_a_cpu(self, nano_model, nano_tokenizer, monkeypatch):
         calls = []

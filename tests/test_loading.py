@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -246,9 +247,9 @@ HUB_SCRIPT = """
 import sys, torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 name, image = "Skywork/nano-test", sys.argv[1]
-model = AutoModel.from_pretrained(name, torch_dtype=torch.float32, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
-processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+model = AutoModel.from_pretrained(name, torch_dtype=torch.float32, trust_remote_code=True, revision="v2").eval()
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True, revision="v2")
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision="v2")
 assert type(processor).__name__ == "SkyworkChatProcessor"
 print(repr(model.chat(tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False})))
 model.save_pretrained(sys.argv[2])
@@ -256,11 +257,11 @@ model.save_pretrained(sys.argv[2])
 
 
 def hub_cache(folder, source, name="Skywork/nano-test"):
-    """A cache as huggingface_hub lays it out: blobs, a snapshot of links to them, and a ref."""
+    """A cache as huggingface_hub lays it out: blobs, a snapshot of links to them, and a ref, which is not main."""
     repository = folder / f"models--{name.replace('/', '--')}"
     commit = "0123456789abcdef0123456789abcdef01234567"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs" / "v2").write_text(commit)
     (repository / "blobs").mkdir()
     for index, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
         if "__pycache__" in path.parts:
@@ -298,6 +299,7 @@ def test_loading_from_a_hub_cache_offline(tmp_path, nano_model, nano_tokenizer):
     assert done.returncode == 0, done.stderr[-3000:]
     expected = nano_model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False})
     assert done.stdout.strip().splitlines()[-1] == repr(expected)
+    assert (tmp_path / "saved" / "tokenizer.json").is_file() and (tmp_path / "saved" / "preprocessor").is_dir()
     saved = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*") if path.is_file()}
     assert {"tokenizer.json", "preprocessor/tiling.py", "modeling_skywork_chat.py"} <= saved
 
@@ -311,6 +313,33 @@ model = AutoModel.from_pretrained(sys.argv[1], torch_dtype="auto", trust_remote_
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([(after - before) * 1024, sum(p.nbytes for p in model.parameters())]))
 """
+
+
+def test_a_folder_is_uploaded_as_it_was_written(tmp_path, monkeypatch):
+    calls = []
+
+    class Api:
+        def __init__(self, token=None):
+            calls.append(("token", token))
+
+        def create_repo(self, repo_id, private, exist_ok):
+            calls.append(("repository", repo_id, private, exist_ok))
+            return types.SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, **keywords):
+            calls.append(keywords)
+
+    model = AutoModel.from_pretrained(checkpoints.golden_repository(tmp_path / "golden"), **OPTIONS)
+    monkeypatch.setattr(sys.modules[type(model).__module__], "HfApi", Api)
+    changed = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(
+        tmp_path / "saved", state_dict=changed, push_to_hub=True, private=True, commit_message="x", create_pr=True
+    )
+    assert calls[1:] == [
+        ("repository", "saved", True, True),
+        {"repo_id": "me/saved", "folder_path": tmp_path / "saved", "commit_message": "x", "create_pr": True},
+    ]
+    assert not any(tensor.any() for tensor in load_file(tmp_path / "saved" / "model.safetensors").values())
 
 
 def test_peak_memory_of_loading(tmp_path):

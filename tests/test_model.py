@@ -126,6 +126,16 @@ def test_ways_of_decoding_agree(golden_path, options):
     assert torch.equal(model.generate(**golden_prompt(), **basic, **options), expected)
 
 
+def test_generate_from_embeddings_in_the_standard_class(golden_path):
+    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    prompt = dict(golden_prompt())
+    expected = model.generate(**prompt, **options)[:, prompt["input_ids"].shape[1] :]
+    embeddings = model.embed(prompt.pop("input_ids"), prompt.pop("pixel_values"))
+    assert torch.equal(model.generate(inputs_embeds=embeddings, **prompt, **options), expected)
+
+
 def test_beam_search_equals_internvl(internvl, golden_path):
     model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
