@@ -142,6 +142,11 @@ def _from_array(array):
         array = array.permute(1, 2, 0).cpu().numpy() if array.dim() == 3 else array.cpu().numpy()
     if array.dtype != np.uint8:
         raise ValueError(f"An image array must hold uint8 values of 0 to 255, not {array.dtype}.")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
+        raise ValueError(
+            f"array of shape {array.shape}: expected (height, width) or (height, width, channels) with 1 to 4 "
+            "channels; a tensor has its channels first."
+        )
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 

@@ -22,6 +22,8 @@ from .tiling import select_grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What transformers' own callers may say of images in general, and what is so here in any case
+WITHOUT_EFFECT = ("data_format", "device", "disable_grouping", "do_convert_rgb", "input_data_format", "return_metadata")
 
 
 class SkyworkImageProcessor(BaseImageProcessor):
@@ -110,7 +112,15 @@ class SkyworkImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: no image, an image that cannot be read (by name), bounds that admit no grid, or another
                 `return_tensors`.
+            TypeError: a keyword that is none of these.
         """
+        unknown = [name for name, value in kwargs.items() if value is not None and name not in WITHOUT_EFFECT]
+        if unknown:
+            raise TypeError(
+                f"{unknown[0]}={kwargs[unknown[0]]!r} is no setting of a call; expected min_dynamic_patch, "
+                "max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha or fast_resize (the "
+                "side of a tile and the normalisation belong to the checkpoint)."
+            )
         flat = flatten_images(images)
         if not flat:
             raise ValueError("No image was given; for text alone call the tokenizer.")

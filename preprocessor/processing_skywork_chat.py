@@ -68,6 +68,7 @@ class SkyworkChatProcessor(ProcessorMixin):
         return_attention_mask=True,
         images_kwargs=None,
         text_kwargs=None,
+        pad_to_multiple_of=None,
         **kwargs,
     ):
         """Model inputs of texts with images.
@@ -76,7 +77,7 @@ class SkyworkChatProcessor(ProcessorMixin):
             images: an image, a list of images, or a list with a list (or None) for each text.
             text: a text or a list of texts; each `<image>` stands for one image of that text, up to their number.
             padding: True or "longest" pads to the longest, "max_length" to `max_length`; on `padding_side`, by default
-                the tokenizer's (left).
+                the tokenizer's (left); the length is rounded up to `pad_to_multiple_of`.
             truncation: cut texts at `max_length`, except that image tokens are never cut.
             add_special_tokens: put the begin-of-sentence token in front where the text does not start with it.
             return_tensors: "pt", "np" or None (lists of ids; pixel_values are tensors always).
@@ -93,6 +94,7 @@ class SkyworkChatProcessor(ProcessorMixin):
         padding, padding_side = options.get("padding", padding), options.get("padding_side", padding_side)
         max_length, truncation = options.get("max_length", max_length), options.get("truncation", truncation)
         add_special_tokens = options.get("add_special_tokens", add_special_tokens)
+        pad_to_multiple_of = options.get("pad_to_multiple_of", pad_to_multiple_of)
         return_tensors = kwargs.pop("common_kwargs", {}).get("return_tensors", return_tensors)
         if text is None:
             raise ValueError("No text was given; for images alone call processor.image_processor.")
@@ -109,7 +111,7 @@ class SkyworkChatProcessor(ProcessorMixin):
             rows.append(self._encode(self._expand(prompt, counts), add_special_tokens))
         if truncation:
             rows = [self._truncate(row, max_length) for row in rows]
-        rows, masks = self._pad(rows, padding, padding_side, max_length)
+        rows, masks = self._pad(rows, padding, padding_side, max_length, pad_to_multiple_of)
         data["input_ids"] = rows
         if return_attention_mask:
             data["attention_mask"] = masks
@@ -212,7 +214,8 @@ class SkyworkChatProcessor(ProcessorMixin):
         """
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = conversation if batched else [conversation]
-        kwargs = {**kwargs, **(kwargs.pop("processor_kwargs", None) or {})}
+        processor_kwargs = kwargs.pop("processor_kwargs", None) or {}
+        kwargs = {**kwargs, **processor_kwargs}
         variables = {name: value for name, value in kwargs.items() if name not in CALL_KEYWORDS}
         images = [self._images_of_messages(messages, must_have=tokenize) for messages in conversations]
         texts = [
@@ -298,13 +301,15 @@ class SkyworkChatProcessor(ProcessorMixin):
             )
         return row[:max_length]
 
-    def _pad(self, rows, padding, padding_side, max_length):
+    def _pad(self, rows, padding, padding_side, max_length, multiple):
         """(rows, attention masks), as lists, of one length if padding is asked for."""
         length = 0
         if padding is True or padding == "longest":
             length = max(len(row) for row in rows)
         elif padding == "max_length":
             length = max_length or self.tokenizer.model_max_length
+        if multiple:
+            length = -(-length // multiple) * multiple
         side = padding_side or self.tokenizer.padding_side
         padded, masks = [], []
         for row in rows:
@@ -333,10 +338,15 @@ CALL_KEYWORDS = (
     "padding_side",
     "truncation",
     "max_length",
+    "pad_to_multiple_of",
+    "return_attention_mask",
     "images_kwargs",
     "text_kwargs",
     "min_dynamic_patch",
     "max_dynamic_patch",
     "crop_to_patches",
     "use_thumbnail",
+    "apply_exif_orientation",
+    "alpha",
+    "fast_resize",
 )

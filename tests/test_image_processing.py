@@ -270,3 +270,16 @@ def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
     ours.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert torch.equal(again(picture(60, 90))["pixel_values"], ours(picture(60, 90))["pixel_values"])
+
+
+@pytest.mark.parametrize("keywords", [{"max_dynamic_patches": 4}, {"size": 224}], ids=["a slip", "not of a call"])
+def test_unknown_keywords_are_errors(keywords):
+    with pytest.raises(TypeError, match=f"{next(iter(keywords))}=.*expected min_dynamic_patch"):
+        SkyworkImageProcessor()(picture(20, 20), **keywords)
+    SkyworkImageProcessor()(picture(20, 20), device="cpu", size=None)  # what transformers' callers add
+
+
+def test_channels_first_arrays_are_named():
+    with pytest.raises(ValueError, match=r"array of shape \(3, 40, 50\): expected \(height, width\)"):
+        SkyworkImageProcessor()(np.zeros((3, 40, 50), np.uint8))
+    assert len(SkyworkImageProcessor()(torch.zeros(3, 40, 50, dtype=torch.uint8))["pixel_values"]) >= 1

@@ -244,3 +244,18 @@ def test_pipeline(nano_model, nano_tokenizer):
     )
     answer = nano_model.chat(nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False})
     assert result[0]["generated_text"].strip() == answer
+
+
+def test_settings_of_the_call_reach_it(nano_processor):
+    """Through apply_chat_template as through the call itself."""
+    messages = [{"role": "user", "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}]}]
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    plain = nano_processor.apply_chat_template(messages, **settings)
+    fast = nano_processor.apply_chat_template(messages, **settings, fast_resize=True)
+    assert not torch.equal(plain["pixel_values"], fast["pixel_values"])
+    padded = nano_processor.apply_chat_template(
+        messages,
+        **settings,
+        processor_kwargs={"padding": True, "pad_to_multiple_of": 64, "return_attention_mask": False},
+    )
+    assert padded["input_ids"].shape[1] % 64 == 0 and "attention_mask" not in padded
