@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -126,7 +127,8 @@ def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     with pytest.warns(UserWarning, match="line 1: image"):
         sample = read[0]
     assert torch.equal(sample["input_ids"], read[1]["input_ids"])
-    assert read.counts.as_dict() == {"read": 2, "broken": 1, "too_long": 0, "fewer_tiles": 0}
+    assert torch.equal(sample["input_ids"], read[0]["input_ids"]), "no warning and no reading the second time"
+    assert read.counts.as_dict() == {"read": 1, "broken": 1, "too_long": 0, "fewer_tiles": 0}
 
 
 def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
@@ -195,10 +197,24 @@ def test_long_samples_are_counted(parts, images):
     read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
     for index in range(2):
         read[index]
-    assert read.counts.as_dict() == {"read": 2, "broken": 0, "too_long": 1, "fewer_tiles": 2}
+    assert read.counts.as_dict() == {"read": 1, "broken": 0, "too_long": 1, "fewer_tiles": 1}
     alone = ConversationFile([write(images / "long.jsonl", rows[:1])], encoder(parts, max_length=60))
     with pytest.raises(SampleError, match="none of the samples can be used"):
         alone[0]
+
+
+def test_unusable_samples_cost_one_reading_each(parts, images, monkeypatch):
+    """Twenty in a row are counted once each, whatever is read how often, and replaced by different others."""
+    rows = [{"conversations": turn("Hi " * 50 if number < 20 else f"Number {number}?", "x")} for number in range(40)]
+    read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
+    encodings = []
+    encode_line = read.encode_line
+    monkeypatch.setattr(read, "encode_line", lambda index: encodings.append(index) or encode_line(index))
+    first, second = ([read[index]["input_ids"].tolist() for index in range(40)] for _ in range(2))
+    assert first == second, "a resumed training reads what the interrupted one would have"
+    assert read.counts.as_dict() == {"read": 20, "broken": 0, "too_long": 20, "fewer_tiles": 0}
+    assert len([index for index in encodings if index < 20]) == 20
+    assert len({tuple(ids) for ids in first[:20]}) > 5
 
 
 def test_several_files_and_order(parts, images):
@@ -226,13 +242,58 @@ def test_streams_skip_and_count(parts, images):
         "no object",
         {"image": "gone", "conversations": turn("x", "y")},
     ] * 2
-    stream = StreamedConversations(rows, encoder(parts), "stream", images, max_broken_share=0.7, total=6)
+    path = write(images / "stream.jsonl", rows)
+
+    def stream(share):
+        lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": [path]})
+        return StreamedConversations(lines, "stream", encoder(parts), max_broken_share=share)
+
+    read = stream(0.7)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        assert len(list(stream)) == 2
-    assert "stream, row 2: expected an object" in str(caught[0].message) and stream.counts.as_dict()["broken"] == 4
-    with pytest.raises(SampleError, match="row 2: expected an object"):
-        list(StreamedConversations(rows, encoder(parts), "stream", images))
+        assert len(list(read.dataset)) == 2
+    assert any("stream.jsonl, line 2: not JSON" in str(warning.message) for warning in caught)
+    assert read.counts.as_dict() == {"read": 2, "broken": 4, "too_long": 0, "fewer_tiles": 0}
+    with pytest.raises(SampleError, match="line 2: not JSON"):
+        list(stream(0).dataset)
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, workers):
+    """Each file is a shard with images of its own folder; workers without a shard have nothing to do."""
+    paths, root = [], images
+    for number in range(2):
+        root = root / f"part{number}"
+        root.mkdir()
+        Image.new("RGB", (20, 20)).save(root / "own.png")
+        rows = [{"image": "own.png", "conversations": turn(f"{number} {line}", "x")} for line in range(7)]
+        paths.append(write(root / "data.jsonl", rows))
+    lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": paths})
+    stream = StreamedConversations(lines, "stream", encoder(parts))
+    assert stream.dataset.num_shards == 2
+    loader = torch.utils.data.DataLoader(stream.dataset, batch_size=None, num_workers=workers)
+    questions = sorted(parts[1].tokenizer.decode(row["sample"]["input_ids"]) for row in loader)
+    assert len(questions) == len(set(questions)) == 14 and stream.counts.as_dict()["read"] == 14
+
+
+MALFORMED = {
+    "a part that is text": ({"role": "user", "content": ["hi"]}, "a part of a message is str"),
+    "a part without its text": ({"role": "user", "content": [{"type": "text"}]}, "part is NoneType"),
+    "a part with null": ({"role": "user", "content": [{"type": "text", "text": None}]}, "part is NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_parts_are_sample_errors(name):
+    message, error = MALFORMED[name]
+    with pytest.raises(SampleError, match=error):
+        parse_row({"messages": [message, {"role": "assistant", "content": "x"}]})
+
+
+def test_an_image_beside_an_empty_list_is_seen():
+    """Rows of several sources in one table have each other's columns, as null."""
+    row = {"images": None, "image": "a.jpg", "conversations": turn("What?", "x")}
+    assert parse_row(row).images == ["a.jpg"]
 
 
 def test_collator(parts, images):

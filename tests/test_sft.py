@@ -221,12 +221,13 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
 
 
 def test_killed_and_resumed(samples, tmp_path):
-    """kill -9 in the middle, with half a checkpoint on disk: the losses that follow are those of an unbroken run."""
-    settings = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2}
+    """kill -9 in the second epoch, half a checkpoint on disk: the losses that follow are those of an unbroken run."""
+    # An epoch has 11 steps
+    settings = {"max_steps": 16, "save_strategy": "steps", "save_steps": 2}
     finish(launch(arguments(samples, tmp_path / "unbroken", **settings)))
     process = launch(arguments(samples, tmp_path / "broken", **settings))
     deadline = time.time() + 200
-    while not (tmp_path / "broken" / "checkpoint-4" / "trainer_state.json").exists():
+    while not (tmp_path / "broken" / "checkpoint-12" / "trainer_state.json").exists():
         assert process.poll() is None and time.time() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
@@ -246,8 +247,15 @@ def test_checkpoints_hold_what_trains(samples, tmp_path):
     kept = load_file(tmp_path / "out" / "checkpoint-2" / "model.safetensors")
     assert kept and all(name.startswith("mlp1.") for name in kept)
     # another recipe cannot go on from it
-    with pytest.raises(ValueError, match="does not fit what trains"):
-        run(samples, tmp_path / "out", max_steps=3, train=["mlp1", "language_model"])
+    with pytest.raises(ValueError, match=r"checkpoints of another run.*train \['mlp1'\], now"):
+        run(samples, tmp_path / "out", max_steps=2, train=["mlp1", "language_model"])
+    with pytest.raises(ValueError, match=r"learning_rate 0.0004, now 0.5"):
+        run(samples, tmp_path / "out", max_steps=2, learning_rate=0.5)
+    other = tmp_path / "other.jsonl"
+    other.write_text(samples.read_text().replace("Answer: 56", "Answer: 65"))
+    with pytest.raises(ValueError, match=r"data_fingerprint .*, now .* delete that one"):
+        run(other, tmp_path / "out", max_steps=2, image_root=samples.parent)
+    assert run(samples, tmp_path / "out", max_steps=2, save_strategy="no")["steps"] == 2
 
 
 def test_streaming(samples, tmp_path):
@@ -274,8 +282,30 @@ def test_a_source_of_datasets(samples, tmp_path):
         }
     )
     datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "saved")
-    summary = run(f"datasets:{tmp_path / 'saved'}", tmp_path / "out", train_sampling_strategy="random")
-    assert summary["steps"] == 3 and summary["samples"]["broken"] == 0
+    source = f"datasets:{tmp_path / 'saved'}"
+    summary = run(source, tmp_path / "out", max_steps=-1)  # an epoch, grouped by length, as the recipe has it
+    assert summary["steps"] == 3
+    assert summary["samples"] == {"read": 12, "broken": 0, "too_long": 0, "fewer_tiles": 0}
+    summary = run(source, tmp_path / "streamed", streaming="true", dataloader_num_workers=4)
+    assert summary["steps"] == 3
+    with pytest.raises(ValueError, match="saved as one data set without splits; leave out :test"):
+        run(f"{source}:test", tmp_path / "split")
+
+
+def test_order_depends_on_the_epoch_alone():
+    sampler = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    resumed = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    resumed.set_epoch(1)
+    assert list(resumed) == second != first and sorted(first) == sorted(second) == list(range(40))
+
+
+def test_several_gpus_in_one_process_are_refused(samples, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft.TrainingConfig, "n_gpu", 2)
+    with pytest.raises(ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
+        run(samples, tmp_path / "out")
 
 
 BAD = {

@@ -3,9 +3,10 @@
 A row, in the forms of InternVL's and LLaVA's data sets or of chat messages; images are paths relative to the image
 root (by default the file's own directory), URLs, or whatever `datasets` decodes:
 
-    {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt",
-    "value": "…"}]} {"images": ["a.jpg", "b.jpg"], "messages": [{"role": "user", "content":
-    "<image>\\n<image>\\nCompare."}, …]}
+    {"image": "a.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "…"}]}
+    {"images": ["a.jpg", "b.jpg"], "messages": [
+        {"role": "user", "content": "<image>\\n<image>\\nCompare."}, {"role": "assistant", "content": "…"}]}
 
 Each `<image>` in a question is an image, in order; a row without any puts its images in front of the first question.
 An answer `thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it; an answer without
@@ -14,20 +15,22 @@ on answers only.
 """
 
 import dataclasses
+import hashlib
 import json
 import warnings
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from preprocessor.image_loading import open_image
-from preprocessor.tiling import select_grid
+from preprocessor.tiling import count_tiles
 from training.nano.package import load_package
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "system": SYSTEM}
 IGNORED = -100
+MAX_WORKERS = 256  # of a process, that can count what they read of a stream
 COUNTED = ("read", "broken", "too_long", "fewer_tiles")  # samples; the last are among those read
 
 
@@ -60,7 +63,7 @@ def parse_row(row):
     messages = row.get("conversations") or row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise SampleError('expected a list "conversations" (InternVL, LLaVA) or "messages"')
-    images = row.get("images", row.get("image"))
+    images = row.get("image") if row.get("images") is None else row["images"]
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
     texts = [_parse_message(message) for message in messages]
     system = texts.pop(0)[1] if texts[0][0] == SYSTEM else ""
@@ -86,10 +89,20 @@ def _parse_message(message):
     if role not in ROLES:
         raise SampleError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
     if isinstance(content, list):
-        content = "".join("<image>\n" if part.get("type") != "text" else part["text"] for part in content)
+        content = "".join(_text_of_part(part) for part in content)
     if not isinstance(content, str):
         raise SampleError(f"the content of a message is {type(content).__name__}, not text")
     return ROLES[role], content
+
+
+def _text_of_part(part):
+    if not isinstance(part, dict):
+        raise SampleError(f"a part of a message is {type(part).__name__}, not an object")
+    if part.get("type") != "text":
+        return "<image>\n"
+    if not isinstance(part.get("text"), str):
+        raise SampleError(f"the text of a message's part is {type(part.get('text')).__name__}, not text")
+    return part["text"]
 
 
 class Encoder:
@@ -124,7 +137,7 @@ class Encoder:
         images = [self._open(image, image_root) for image in conversation.images]
         limit = self.max_tiles
         while True:
-            tiles = [self._count_tiles(image, limit) for image in images]
+            tiles = [self.count_tiles(image, limit) for image in images]
             ids, labels = self.tokens(conversation, tiles)
             if len(ids) <= self.max_length:
                 break
@@ -179,62 +192,121 @@ class Encoder:
         except (OSError, ValueError, TypeError) as error:
             raise SampleError(f"image: {error}") from error
 
-    def _count_tiles(self, image, limit):
+    def count_tiles(self, image, limit):
+        """Tiles of an image (anything with a `size`), of which `limit` at most are no thumbnail."""
         processor = self.image_processor
         if not processor.dynamic_image_size:
             return 1
         smallest = min(processor.min_dynamic_patch, limit)
-        columns, rows = select_grid(*image.size, smallest, limit, processor.size)
-        return columns * rows + (processor.use_thumbnail and columns * rows > 1)
+        return count_tiles(*image.size, smallest, limit, processor.size, processor.use_thumbnail)
 
 
 class Counts:
-    """How many samples were read, broken, too long or given fewer tiles, counted over all of a loader's workers.
+    """How many samples were read, broken, too long or given fewer tiles, by all workers of a process.
 
-    Workers read ahead, so that a few more may be read than were trained on.
+    A sample of a file counts once, however often it is read. Workers read ahead, so that a few more may be read than
+    were trained on.
 
     Args:
-        total: samples of the data set, or None where it streams.
-        max_broken_share: of broken samples among all; one more raises.
+        lines: samples of the data set, or None where it streams.
+        broken: lines that were found broken before.
+        max_broken_share: of broken samples among all; one more raises. Each process of a training counts what it reads.
     """
 
-    def __init__(self, total=None, max_broken_share=0.0):
-        self._numbers = torch.zeros(len(COUNTED), dtype=torch.int64).share_memory_()
-        self.total, self.max_broken_share = total, max_broken_share
+    def __init__(self, lines=None, broken=0, max_broken_share=0.0):
+        # Shared with the workers: a row for each line, or of a stream one for each worker, which alone writes it
+        shape, dtype = (1 + MAX_WORKERS, torch.int64) if lines is None else (lines, torch.uint8)
+        self._rows = torch.zeros(shape, len(COUNTED), dtype=dtype).share_memory_()
+        self.lines, self.broken, self.max_broken_share = lines, broken, max_broken_share
 
-    def add(self, kind):
-        self._numbers[COUNTED.index(kind)] += 1
+    def add(self, kind, line=None):
+        column = COUNTED.index(kind)
+        if line is not None:
+            self._rows[line, column] = 1
+            return
+        worker = torch.utils.data.get_worker_info()
+        self._rows[0 if worker is None else 1 + worker.id, column] += 1
+
+    def is_unusable(self, line):
+        return bool(self._rows[line, COUNTED.index("broken")] or self._rows[line, COUNTED.index("too_long")])
+
+    def _sums(self, rows):
+        sums = dict(zip(COUNTED, rows.sum(0, dtype=torch.int64).tolist()))
+        return {**sums, "broken": sums["broken"] + self.broken}
 
     def as_dict(self):
-        return dict(zip(COUNTED, self._numbers.tolist()))
+        return self._sums(self._rows)
 
     def over_processes(self, accelerator):
-        """The sums over all processes of a training."""
-        total = accelerator.reduce(self._numbers.clone().to(accelerator.device), "sum")
-        return dict(zip(COUNTED, total.tolist()))
+        """The counts of all processes of a training, in which a line counts once."""
+        rows = accelerator.reduce(self._rows.to(accelerator.device, torch.int64), "sum")
+        return self._sums(rows if self.lines is None else rows.clamp(max=1))
 
-    def report_broken(self, where, error):
+    def report_broken(self, where, error, line=None):
         """Count a broken sample and say which it is.
 
         Raises:
             SampleError: too many.
         """
-        self.add("broken")
-        broken = self.as_dict()["broken"]
-        total = self.total or max(1000, sum(self.as_dict().values()))
-        if broken > self.max_broken_share * total:
+        self.add("broken", line)
+        counts = self.as_dict()
+        total = max(1000, sum(counts.values())) if self.lines is None else self.lines + self.broken
+        if counts["broken"] > self.max_broken_share * total:
             raise SampleError(
-                f"{where}: {error}. Broken samples: {broken} of {total}; max_broken_share allows a share of "
+                f"{where}: {error}. Broken samples: {counts['broken']} of {total}; max_broken_share allows a share of "
                 f"{self.max_broken_share:g}. Mend the data or raise it."
             ) from error
         warnings.warn(f"{where}: {error}; skipped", stacklevel=2)
 
 
-class ConversationFile(Dataset):
+class Conversations(Dataset):
+    """Samples by number. One that turns out broken (an image that does not decode) or too long is counted, and another
+    one, drawn at random, takes its place.
+
+    Attributes:
+        counts: `Counts`.
+        fingerprint: changes with the data.
+    """
+
+    def row(self, index):
+        """The row as it stands in the data."""
+        raise NotImplementedError
+
+    def where(self, index):
+        """What messages call it."""
+        raise NotImplementedError
+
+    def root(self, index):
+        """The directory of relative image paths, or None."""
+        raise NotImplementedError
+
+    def length(self, index):
+        """About how many tokens a sample has: for grouping by length."""
+        raise NotImplementedError
+
+    def encode_line(self, index):
+        """The encoded sample, or None for one that is counted as broken or too long."""
+        return _encode(self.encoder, self.counts, lambda: self.row(index), self.root(index), self.where(index), index)
+
+    def __getitem__(self, index):
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        sample = self._usable(index)
+        if sample is None:  # its substitute is the same whenever it is asked for: a resumed training reads it again
+            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(index))
+            sample = next(filter(None, map(self._usable, order.tolist())), None)
+        if sample is None:
+            raise SampleError("none of the samples can be used: all are broken or too long")
+        return sample
+
+    def _usable(self, index):
+        return None if self.counts.is_unusable(index) else self.encode_line(index)
+
+
+class ConversationFile(Conversations):
     """A JSONL file (or several) read line by line from disk, in any order.
 
-    Lines are checked when the data set is made: form, roles, and whether image files exist. A line that turns out
-    broken later (an image that does not decode), or too long, is replaced by the next one that can be used.
+    Lines are checked when the data set is made: form, roles, and whether image files exist.
 
     Args:
         paths: of the files.
@@ -251,21 +323,22 @@ class ConversationFile(Dataset):
         self.encoder, self._lines = encoder, []
         self.paths = [Path(path) for path in paths]
         self.image_root = image_root
-        broken, total = [], 0
+        broken, content = [], hashlib.blake2b(digest_size=16)
         for number, path in enumerate(self.paths):
             if not path.is_file():
                 raise FileNotFoundError(f"data file {path} does not exist.")
             with open(path, "rb") as file:
                 offset = 0
                 for line_number, line in enumerate(file, start=1):
+                    content.update(line)
                     if line.strip():
-                        total += 1
                         try:
                             self._check(line, path)
                             self._lines.append((number, offset, line_number))
                         except SampleError as error:
                             broken.append(f"{path}, line {line_number}: {error}")
                     offset += len(line)
+        total = len(self._lines) + len(broken)
         if not total:
             raise SampleError(f"no samples in {', '.join(map(str, self.paths))}")
         if len(broken) > max_broken_share * total:
@@ -276,9 +349,8 @@ class ConversationFile(Dataset):
             )
         for message in broken:
             warnings.warn(f"{message}; skipped", stacklevel=2)
-        self.counts = Counts(total, max_broken_share)
-        for _ in broken:
-            self.counts.add("broken")
+        self.counts = Counts(len(self._lines), len(broken), max_broken_share)
+        self.fingerprint = content.hexdigest()
 
     def _root(self, path):
         return self.image_root or path.parent
@@ -297,68 +369,107 @@ class ConversationFile(Dataset):
         number, _, line_number = self._lines[index]
         return f"{self.paths[number]}, line {line_number}"
 
+    def root(self, index):
+        return self._root(self.paths[self._lines[index][0]])
+
     def row(self, index):
-        """The row as it stands in the file."""
         number, offset, _ = self._lines[index]
         with open(self.paths[number], "rb") as file:
             file.seek(offset)
             return _parse_json(file.readline())
 
     def length(self, index):
-        """About how many tokens a sample has, from its text and the sizes of its images: for grouping by length."""
-        from PIL import Image  # only the header is read
+        """From the text and the sizes of the images, of which only the headers are read."""
+        from PIL import Image
 
-        number = self._lines[index][0]
         conversation = parse_row(self.row(index))
-        characters = sum(len(question) + len(answer) for question, answer in conversation.turns)
-        tokens = characters // 3
+        tokens = _tokens_of_text(conversation)
         for image in conversation.images:
-            if isinstance(image, str) and (path := Path(self._root(self.paths[number])) / image).is_file():
+            if isinstance(image, str) and (path := Path(self.root(index)) / image).is_file():
                 with Image.open(path) as opened:
-                    tokens += self.encoder._count_tiles(opened, self.encoder.max_tiles) * self.encoder.tokens_per_tile
+                    tokens += self.encoder.count_tiles(opened, self.encoder.max_tiles) * self.encoder.tokens_per_tile
         return min(tokens, self.encoder.max_length)
 
-    def encode_line(self, index):
-        """The encoded sample, or None for one that is counted as broken or too long."""
-        root = self._root(self.paths[self._lines[index][0]])
-        return _encode(self.encoder, self.counts, self.row(index), root, self.where(index))
 
-    def __getitem__(self, index):
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        for step in range(len(self)):
-            sample = self.encode_line((index + step) % len(self))
-            if sample is not None:
-                return sample
-        raise SampleError("none of the samples can be used: all are broken or too long")
-
-
-class StreamedConversations(IterableDataset):
-    """Rows of any iterable that can be started anew (`datasets`, streaming or not); unusable ones are left out.
+class ConversationTable(Conversations):
+    """A `datasets.Dataset` of rows as `parse_row` knows them.
 
     Args:
-        rows: gives a fresh iterator each time; rows as `parse_row` knows them.
+        rows: the data set.
         name: for messages.
-        total: how many there are, if that is known: the share of broken ones is of it.
+        encoder, image_root, max_broken_share: as for `ConversationFile`.
     """
 
-    def __init__(self, rows, encoder, name, image_root=None, max_broken_share=0.0, total=None):
-        self.rows, self.encoder, self.name, self.image_root = rows, encoder, name, image_root
-        self.counts = Counts(total, max_broken_share)
+    def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0):
+        self.rows, self.name, self.encoder, self.image_root = rows, name, encoder, image_root
+        columns = [column for column in rows.column_names if column not in ("image", "images")]
+        self._texts = rows.select_columns(columns)  # without decoding images
+        self.counts = Counts(len(rows), 0, max_broken_share)
+        self.fingerprint = f"{name}, {len(rows)} rows"
 
-    def set_epoch(self, epoch):
-        """Shuffle anew, if the rows can."""
-        if hasattr(self.rows, "set_epoch"):
-            self.rows.set_epoch(epoch)
+    def __len__(self):
+        return len(self.rows)
 
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        for number, row in enumerate(self.rows):
-            if worker is not None and number % worker.num_workers != worker.id:
-                continue
-            sample = _encode(self.encoder, self.counts, row, self.image_root, f"{self.name}, row {number + 1}")
-            if sample is not None:
-                yield sample
+    def where(self, index):
+        return f"{self.name}, row {index}"
+
+    def root(self, index):
+        return self.image_root
+
+    def row(self, index):
+        return self.rows[index]
+
+    def length(self, index):
+        """From the text; an image counts as if it had all tiles."""
+        row = self._texts[index]
+        messages = [part for name in ("conversations", "messages") for part in row.get(name) or []]
+        text = json.dumps(messages, default=str)
+        whole = (self.encoder.max_tiles + 1) * self.encoder.tokens_per_tile
+        return min(len(text) // 3 + text.count("<image>") * whole, self.encoder.max_length)
+
+
+class StreamedConversations:
+    """The samples of a `datasets.IterableDataset`; unusable ones are counted and left out.
+
+    Attributes:
+        dataset: an IterableDataset with one column, "sample"; as many workers can share it as it has shards.
+        counts: `Counts`.
+
+    Args:
+        rows: what `json_lines` gives, or rows as `parse_row` knows them.
+        name: for messages.
+        encoder, max_broken_share: as for `ConversationFile`.
+        image_root: directory of relative image paths; None: that of each JSONL file.
+        fingerprint: changes with the data.
+    """
+
+    def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0, fingerprint=""):
+        self.name, self.encoder, self.image_root, self.fingerprint = name, encoder, image_root, fingerprint
+        self.counts = Counts(None, 0, max_broken_share)
+        columns = rows.column_names or list(next(iter(rows)))
+        encoded = rows.map(self._encoded, with_indices=True, remove_columns=columns)
+        self.dataset = encoded.filter(lambda row: row["sample"] is not None)
+
+    def _encoded(self, row, index):
+        root, where = self.image_root, f"{self.name}, row {index + 1}"
+        if set(row) == {"path", "number", "line"}:
+            root, where = root or Path(row["path"]).parent, f"{row['path']}, line {row['number']}"
+            line = row["line"]
+            return {"sample": _encode(self.encoder, self.counts, lambda: _parse_json(line), root, where)}
+        return {"sample": _encode(self.encoder, self.counts, lambda: row, root, where)}
+
+
+def json_lines(paths):
+    """The lines of JSONL files as they stand: rows of different forms have no common schema."""
+    for path in paths:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield {"path": str(path), "number": number, "line": line}
+
+
+def _tokens_of_text(conversation):
+    return sum(len(question) + len(answer) for question, answer in conversation.turns) // 3
 
 
 def _parse_json(line):
@@ -368,19 +479,19 @@ def _parse_json(line):
         raise SampleError(f"not JSON ({error})") from error
 
 
-def _encode(encoder, counts, row, image_root, where):
+def _encode(encoder, counts, read_row, image_root, where, line=None):
     """An encoded sample, or None for one that is counted as broken or too long."""
     try:
-        sample = encoder(parse_row(row), image_root)
+        sample = encoder(parse_row(read_row()), image_root)
     except TooLongError:
-        counts.add("too_long")
+        counts.add("too_long", line)
         return None
     except SampleError as error:
-        counts.report_broken(where, error)
+        counts.report_broken(where, error, line)
         return None
-    counts.add("read")
+    counts.add("read", line)
     if sample.pop("fewer_tiles"):
-        counts.add("fewer_tiles")
+        counts.add("fewer_tiles", line)
     return sample
 
 

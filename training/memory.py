@@ -6,7 +6,7 @@
 Shapes come from the model's config.json (by default the 38B model's), everything else from the recipe; no weights are
 loaded. The batch is taken as full: `per_device_train_batch_size` samples of `max_length` tokens, most of them
 images'. Weights, gradients and optimizer states are exact sums over the parameters; activations are an estimate,
-within a factor of 1.5 of what autograd keeps at small scale (tests/test_training_memory.py).
+within a factor of 1.5 of what autograd keeps at small scale without checkpointing (tests/test_training_memory.py).
 """
 
 import argparse
@@ -33,8 +33,8 @@ class Stage:
     train: tuple
     model_dtype: str = "bfloat16"
     bf16: bool = True
-    per_device_train_batch_size: int = 1
-    max_length: int = 4096
+    per_device_train_batch_size: int = 8  # as of transformers and TRL where a recipe does not say
+    max_length: int = 1024
     gradient_checkpointing: bool = True
     lora_rank: int = 16
 

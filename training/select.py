@@ -1,6 +1,6 @@
 """Keeps the samples of a data set that a judge model finds best.
 
-    python -m training.select pool.jsonl selected.jsonl --judge runs/nano/init_1/model --keep 0.5
+    python -m training.select pool.jsonl selected.jsonl --judge runs/nano/mlp_init_1/model --keep 0.5
 
 The report selects the second set of its MLP initialisation with a judge model that it does not name (section 2.1).
 Here the judge is any repository of this code, and the score of a sample is the mean log-likelihood of its answer's
@@ -18,19 +18,27 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from training.data import Collator, ConversationFile, Encoder
+from training.data import IGNORED, Collator, ConversationFile, Encoder
 
 
 @torch.no_grad()
-def score_answers(model, batch):
-    """Mean log-likelihood (nats a token) of each row's answer tokens, float32 (rows,)."""
+def score_answers(model, batch, block=1024):
+    """Mean log-likelihood (nats a token) of each row's answer tokens, float32 (rows,).
+
+    Args:
+        block: tokens whose logits are in memory at a time, over 152,064 words at 38B.
+    """
     device = model.get_input_embeddings().weight.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch, use_cache=False).logits[:, :-1].float()
-    answered = labels != -100
-    of_tokens = logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (of_tokens * answered).sum(1) / answered.sum(1)
+    hidden_states = model.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]  # (rows, length - 1, H)
+    rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+    total = torch.zeros(len(labels), device=device)
+    for of_rows, of_places in zip(rows.split(block), places.split(block)):
+        logits = model.get_output_embeddings()(hidden_states[of_rows, of_places]).float()
+        answered = labels[of_rows, of_places].unsqueeze(-1)
+        total.index_add_(0, of_rows, logits.log_softmax(-1).gather(-1, answered).squeeze(-1))
+    return total / (labels != IGNORED).sum(1)
 
 
 class _Indexed(torch.utils.data.Dataset):
@@ -46,14 +54,44 @@ class _Indexed(torch.utils.data.Dataset):
         return self.data.encode_line(index)
 
 
-def select(pool, output, judge, keep, batch_size=16, max_length=None, dtype="bfloat16", workers=1, image_root=None):
+class Scores:
+    """Scores of lines, kept in a file as they come, so that an interrupted judging goes on.
+
+    Args:
+        path: of the file; one of another pool or judge is begun anew.
+        of: what is scored by whom.
+    """
+
+    def __init__(self, path, of):
+        self.path, self.values = path, {}
+        header, *lines = path.read_text().splitlines() if path.exists() else [""]
+        if header != json.dumps(of):
+            path.write_text(json.dumps(of) + "\n")
+            return
+        for line in lines:
+            index, _, value = line.partition(" ")
+            if value.endswith(";"):  # a line that was cut off has no end
+                self.values[int(index)] = float(value[:-1])
+
+    def add(self, scores):
+        self.values.update(scores)
+        with open(self.path, "a") as file:
+            file.writelines(f"{index} {value!r};\n" for index, value in scores.items())
+
+
+def select(
+    pool, output, judge, keep, batch_size=16, max_length=None, dtype="bfloat16", workers=1, image_root=None,
+    max_broken_share=0.0,
+):  # fmt: skip
     """Write the share `keep` of the lines that score best.
+
+    Scores are kept beside the output while it is made; run again after an interruption, it goes on.
 
     Returns:
         (lines kept, lines scored).
 
     Raises:
-        ValueError: `keep` outside (0, 1], or a pool without usable lines.
+        ValueError: `keep` outside (0, 1], a pool without usable lines, or with more broken ones than allowed.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep}: expected a share above 0, at most 1.")
@@ -64,30 +102,35 @@ def select(pool, output, judge, keep, batch_size=16, max_length=None, dtype="bfl
     ).eval()  # fmt: skip
     limit = max_length or model.config.llm_config.max_position_embeddings
     encoder = Encoder(model.config, processor.tokenizer, processor.image_processor, limit)
-    data = ConversationFile([pool], encoder, image_root, max_broken_share=0.99)
+    data = ConversationFile([pool], encoder, image_root, max_broken_share)
     collator = Collator(
         processor.tokenizer.pad_token_id, (3, processor.image_processor.size, processor.image_processor.size)
     )
+    output = Path(output)
+    scores = Scores(output.with_name(output.name + ".scores"), [data.fingerprint, str(judge), limit, dtype])
     order = sorted(range(len(data)), key=data.length)  # rows of one length waste no padding
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    # The longest first: if one does not fit into memory it is this one
+    batches = [batch for batch in reversed(batches) if not scores.values.keys() >= set(batch)]
     loader = DataLoader(_Indexed(data), batch_sampler=batches, collate_fn=list, num_workers=workers)
-    scores = {}
     for indices, encoded in zip(batches, tqdm(loader, desc="judge", unit="batch", mininterval=5)):
         usable = [(index, sample) for index, sample in zip(indices, encoded) if sample is not None]
         if usable:
             values = score_answers(model, collator([sample for _, sample in usable])).tolist()
-            scores.update(zip((index for index, _ in usable), values))
-    if not scores:
+            scores.add(dict(zip((index for index, _ in usable), values)))
+    scored = scores.values
+    if not scored:
         raise ValueError(f"{pool}: no sample could be scored.")
-    ranked = sorted(scores, key=lambda index: (-scores[index], index))
+    ranked = sorted(scored, key=lambda index: (-scored[index], index))
     kept = sorted(ranked[: max(1, round(keep * len(ranked)))])
-    temporary = Path(output).with_suffix(".tmp")
+    temporary = output.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         for index in kept:
-            row = {**data.row(index), "score": round(scores[index], 4)}
+            row = {**data.row(index), "score": round(scored[index], 4)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     temporary.replace(output)
-    return len(kept), len(scores)
+    scores.path.unlink()
+    return len(kept), len(scored)
 
 
 def main():
@@ -98,11 +141,12 @@ def main():
     parser.add_argument("--keep", type=float, required=True, help="share that is kept")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-root", help="directory of relative image paths; by default that of the pool")
+    parser.add_argument("--max-broken-share", type=float, default=0.0, help="of broken lines; more is an error")
     arguments = parser.parse_args()
     try:
         kept, scored = select(
             arguments.pool, arguments.output, arguments.judge, arguments.keep, arguments.batch_size,
-            image_root=arguments.image_root,
+            image_root=arguments.image_root, max_broken_share=arguments.max_broken_share,
         )  # fmt: skip
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

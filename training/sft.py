@@ -24,13 +24,22 @@ from pathlib import Path
 
 import datasets
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from training.assemble import Checkpoint
-from training.data import Collator, ConversationFile, Encoder, StreamedConversations
+from training.data import (
+    Collator,
+    ConversationFile,
+    Conversations,
+    ConversationTable,
+    Encoder,
+    StreamedConversations,
+    json_lines,
+)
 
 TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 SAVED = ("model", "adapter", "mlp1")
@@ -145,6 +154,8 @@ def freeze(model, train):
 class Trainer(SFTTrainer):
     """SFTTrainer whose checkpoints hold what trains, not the frozen 38 billion parameters besides.
 
+    That is so on one GPU and with DDP. Under FSDP and ZeRO-3 the libraries write shards of all parameters besides.
+
     Args:
         source: what `build_dataset` made the data from.
     """
@@ -182,13 +193,66 @@ class Trainer(SFTTrainer):
             )
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.source, ConversationFile):
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.source, Conversations):
             return super()._get_train_sampler(train_dataset)
         lengths = [self.source.length(index) for index in range(len(self.source))]
-        generator = torch.Generator().manual_seed(self.args.seed)
         # Of a step over all processes, so that their number does not change the order
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(size, lengths=lengths, generator=generator)
+        return GroupsOfAnEpoch(size, lengths, self.args.seed)
+
+
+class GroupsOfAnEpoch(LengthGroupedSampler):
+    """LengthGroupedSampler whose order depends on the epoch alone, so that a resumed training has the same."""
+
+    def __init__(self, batch_size, lengths, seed):
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
+# What decides what a training gives, apart from the recipe and the data
+DECISIVE = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay", "optim", "optim_args",
+    "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "num_train_epochs", "max_steps", "max_length", "seed",
+    "data_seed", "train_sampling_strategy", "bf16", "fp16", "neftune_noise_alpha", "label_smoothing_factor",
+)  # fmt: skip
+
+
+def describe_run(recipe, config, fingerprint):
+    """What has to be the same for a training to go on, as JSON has it: recipe, settings, data, samples of a step."""
+    described = {**dataclasses.asdict(recipe), "data_fingerprint": fingerprint}
+    described.update({name: getattr(config, name, None) for name in DECISIVE})
+    at_once = config.per_device_train_batch_size * config.world_size
+    described["samples of a step"] = at_once * config.gradient_accumulation_steps
+    for name in ("save", "max_broken_share", "global_batch_size"):  # may change, or are in the last
+        del described[name]
+    return json.loads(json.dumps(described, default=str))
+
+
+def check_same_run(folder, described):
+    """Write down what an output directory is a run of, or see that it is of this one.
+
+    Raises:
+        ValueError: the directory has checkpoints of another run.
+    """
+    path = Path(folder) / "run.json"
+    if path.exists() and any(Path(folder).glob("checkpoint-*")):
+        before = json.loads(path.read_text())
+        changed = [name for name in described if before.get(name) != described[name]]
+        if changed:
+            was = ", ".join(f"{name} {before.get(name)!r}, now {described[name]!r}" for name in changed[:3])
+            raise ValueError(
+                f"output_dir={folder} has checkpoints of another run, from which this one cannot go on ({was}). Use "
+                "another output_dir, or delete that one."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described, indent=2) + "\n")
 
 
 def last_checkpoint(folder):
@@ -197,7 +261,7 @@ def last_checkpoint(folder):
     A checkpoint's trainer_state.json is the last file to be written.
     """
     whole = []
-    for path in Path(folder).glob("checkpoint-*"):
+    for path in Path(folder).glob("checkpoint-[0-9]*"):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
             whole.append((state["global_step"], path))
@@ -212,11 +276,11 @@ def set_accumulation(config, global_batch_size):
     Raises:
         ValueError: it does not divide.
     """
-    at_once = config.per_device_train_batch_size * config.world_size * max(1, config.n_gpu)
+    at_once = config.per_device_train_batch_size * config.world_size
     if global_batch_size % at_once:
         raise ValueError(
             f"global_batch_size={global_batch_size} is no multiple of {at_once}, which is per_device_train_batch_size="
-            f"{config.per_device_train_batch_size} on {at_once // config.per_device_train_batch_size} devices."
+            f"{config.per_device_train_batch_size} on {config.world_size} processes."
         )
     config.gradient_accumulation_steps = global_batch_size // at_once
 
@@ -225,7 +289,7 @@ def build_dataset(recipe, config, encoder):
     """The training data of a recipe, read and encoded as they are needed.
 
     Returns:
-        (`datasets.Dataset` or `IterableDataset` with one column, "sample"; the `ConversationFile` or
+        (`datasets.Dataset` or `IterableDataset` with one column, "sample"; the `Conversations` or
         `StreamedConversations` behind it).
 
     Raises:
@@ -234,54 +298,52 @@ def build_dataset(recipe, config, encoder):
     sources = [source for source in recipe.data if source.startswith("datasets:")]
     if sources and len(recipe.data) > 1:
         raise ValueError("data: one `datasets:` source, or any number of JSONL files.")
-    if not sources and not recipe.streaming:
-        source = ConversationFile(recipe.data, encoder, recipe.image_root, recipe.max_broken_share)
-        lines = datasets.Dataset.from_dict({"line": list(range(len(source)))})
-        return lines.with_transform(lambda rows: {"sample": [source[line] for line in rows["line"]]}), source
     if recipe.streaming and config.max_steps <= 0:
         raise ValueError("streaming: the number of samples is not known, so max_steps is needed.")
+    name = recipe.data[0]
+    settings = {"image_root": recipe.image_root, "max_broken_share": recipe.max_broken_share}
     if sources:
-        _, name, split, *_ = [*sources[0].split(":"), "train", ""]
-        if Path(name).is_dir() and not recipe.streaming:
-            rows = datasets.load_from_disk(name)
+        rows = _load_rows(name, recipe.streaming)
+    if not recipe.streaming:
+        if sources:
+            source = ConversationTable(rows, name, encoder, **settings)
         else:
-            rows = datasets.load_dataset(name, split=split or "train", streaming=recipe.streaming)
-    else:
+            source = ConversationFile(recipe.data, encoder, **settings)
+        lines = datasets.Dataset.from_dict({"line": list(range(len(source)))})
+        return lines.with_transform(lambda batch: {"sample": [source[line] for line in batch["line"]]}), source
+    fingerprint = name
+    if not sources:
         missing = [path for path in recipe.data if not Path(path).is_file()]
         if missing:
             raise FileNotFoundError(f"data file {missing[0]} does not exist.")
-        rows = datasets.load_dataset("text", data_files=recipe.data, split="train", streaming=True)
-        rows = rows.filter(lambda row: row["text"].strip()).map(lambda row: {"row": row["text"]}, remove_columns="text")
-    shuffle = {"buffer_size": recipe.shuffle_buffer} if recipe.streaming else {}
-    rows = rows.shuffle(seed=config.seed, **shuffle)
-    if not sources:
-        rows = _JsonLines(rows)
-    root = recipe.image_root or (None if sources else str(Path(recipe.data[0]).parent))
-    total = None if recipe.streaming else len(rows)
-    source = StreamedConversations(rows, encoder, recipe.data[0], root, recipe.max_broken_share, total)
-
-    def encoded():
-        for sample in source:
-            yield {"sample": sample}
-
-    return datasets.IterableDataset.from_generator(encoded), source
+        # Each file is a shard, which one worker reads
+        rows = datasets.IterableDataset.from_generator(json_lines, gen_kwargs={"paths": list(recipe.data)})
+        fingerprint = ", ".join(f"{Path(path).stat().st_size} bytes" for path in recipe.data)
+    rows = rows.shuffle(seed=config.seed, buffer_size=recipe.shuffle_buffer)
+    source = StreamedConversations(rows, name, encoder, **settings, fingerprint=fingerprint)
+    config.dataloader_num_workers = min(config.dataloader_num_workers, source.dataset.num_shards)
+    return source.dataset, source
 
 
-class _JsonLines:
-    """Rows of JSON that stay text until they are used: lines of different forms have no common schema."""
+def _load_rows(source, streaming):
+    """The rows of `datasets:NAME[:SPLIT]`, a Hub id, a data set of files or one saved by `save_to_disk`.
 
-    def __init__(self, rows):
-        self.rows = rows
-
-    def set_epoch(self, epoch):
-        self.rows.set_epoch(epoch)
-
-    def __iter__(self):
-        for row in self.rows:
-            try:
-                yield json.loads(row["row"])
-            except json.JSONDecodeError:
-                yield row["row"]  # reported as broken
+    Raises:
+        ValueError: a saved data set that has no such split.
+    """
+    _, name, *split = source.split(":", 2)
+    folder = Path(name)
+    if not any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        return datasets.load_dataset(name, split=split[0] if split else "train", streaming=streaming)
+    rows = datasets.load_from_disk(name)
+    if isinstance(rows, datasets.DatasetDict):
+        wanted = split[0] if split else "train"
+        if wanted not in rows:
+            raise ValueError(f"data: {name} has no split {wanted!r}, but {', '.join(rows)}.")
+        rows = rows[wanted]
+    elif split:
+        raise ValueError(f"data: {name} was saved as one data set without splits; leave out :{split[0]}.")
+    return rows.to_iterable_dataset() if streaming else rows
 
 
 def lora_config(recipe):
@@ -304,6 +366,11 @@ def make_trainer(recipe, config):
     Returns:
         (Trainer, checksums of what is frozen or, where no process holds a whole model, None).
     """
+    if config.n_gpu > 1:  # transformers would replicate the model with DataParallel, which cuts tiles from their rows
+        raise ValueError(
+            f"{config.n_gpu} GPUs are visible to one process: start one for each with `accelerate launch --config_file "
+            "training/recipes/accelerate/….yaml -m training.sft …`, or show it one with CUDA_VISIBLE_DEVICES=0."
+        )
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
     processor = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
@@ -448,7 +515,13 @@ def train(recipe, config):
     folder = Path(config.output_dir)
     trainer, frozen = make_trainer(recipe, config)
     start = time.time()
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder) if folder.exists() else None)
+    # The first process decides, on storage that all of them see
+    checkpoint = [None]
+    if trainer.is_world_process_zero():
+        check_same_run(folder, describe_run(recipe, config, trainer.source.fingerprint))
+        checkpoint = [last_checkpoint(folder)]
+    checkpoint = broadcast_object_list(checkpoint)[0]
+    trainer.train(resume_from_checkpoint=checkpoint)
     # ZeRO-3 leaves placeholders between steps, which remember the size
     trainable = {
         name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters() if p.requires_grad
