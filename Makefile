@@ -1,5 +1,6 @@
 # make chat    ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
 # make test    the default test suite
+# make dev     the packages of the tests, training and benchmarks, into .venv
 # make bench   speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
 # make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
 # make nano    a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
@@ -17,7 +18,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat test test-slow compat lint format nano nano-score bench bench-gpu serving-test clean
+.PHONY: chat dev test test-slow compat lint format nano nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -30,6 +31,8 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	@echo "Installing the test packages into $(VENV) (once)"
 	@$(BIN)/pip install -q --disable-pip-version-check -r requirements-dev.txt || { echo "error: the test packages could not be installed; is there a network?"; exit 1; }
 	@touch $@
+
+dev: $(VENV)/.dev
 
 chat: $(VENV)/.runtime
 	@$(BIN)/python examples/chat.py --model "$$MODEL" $(if $(IMAGE),--image $$IMAGE) $(if $(QUESTION),--question "$$QUESTION")

@@ -174,7 +174,8 @@ def advice(config, gpus, **settings):
 
 def loading_code(settings, gpus):
     """The call that loads a model as planned, and what goes into the generation config."""
-    arguments = [f'torch_dtype="{"float32" if settings["dtype"] == "fp32" else "bfloat16"}"', 'device_map="split"']
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[settings["dtype"]]
+    arguments = [f'torch_dtype="{dtype}"', 'device_map="split"']
     arguments += {"int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"], "none": []}[settings["quantization"]]
     if settings["offload_vision"]:
         arguments.append("offload_vision=True")

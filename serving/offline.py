@@ -38,7 +38,7 @@ def read_questions(path):
     """
     path, questions, ids = Path(path), [], set()
     known = {"id", "question", "images", "system", "history"}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -73,7 +73,7 @@ def answered(path):
     if not path.exists():
         return set()
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would cut at U+2028, which JSON may have
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:  # the line that was being written when the run was killed
@@ -195,11 +195,31 @@ class VllmEngine:
         """Records, in calls of `LINES_PER_CALL` questions."""
         for start in range(0, len(questions), LINES_PER_CALL):
             batch = questions[start : start + LINES_PER_CALL]
-            prompts = [self._prompt(question) for question in batch]
+            prompts, asked = [], []
+            for question in batch:
+                try:
+                    prompts.append(self._prompt(question))
+                    asked.append(question)
+                except (ValueError, OSError) as error:
+                    yield failure(question, error)
+            yield from self._generate(asked, prompts)
+
+    def _generate(self, questions, prompts):
+        """Records of questions; where vLLM refuses one of them, each is asked alone."""
+        if not questions:
+            return
+        try:
             outputs = self.llm.generate(prompts, self.sampling, use_tqdm=False)
-            for question, output in zip(batch, outputs):
-                text = output.outputs[0].text.strip()
-                yield record(question, text, len(output.outputs[0].token_ids))
+        except ValueError as error:
+            if len(questions) == 1:
+                yield failure(questions[0], error)
+                return
+            for question, prompt in zip(questions, prompts):
+                yield from self._generate([question], [prompt])
+            return
+        for question, output in zip(questions, outputs):
+            text = output.outputs[0].text.strip()
+            yield record(question, text, len(output.outputs[0].token_ids))
 
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}

@@ -1,6 +1,7 @@
 """The JSONL path on transformers: what comes out, what is refused, and going on after an interruption."""
 
 import json
+import types
 
 import pytest
 
@@ -109,6 +110,41 @@ def test_prompts_for_vllm_are_those_of_chat(nano_tokenizer, nano_model, monkeypa
     )  # fmt: skip
     segments = conversation.segments([1] * len(question["images"]))
     assert ids == offline.package.conversation.encode_segments(nano_tokenizer, segments, conversation.begin)
+
+
+class Refusing:
+    """vLLM's engine as far as errors go: it refuses whole calls because of one prompt in them."""
+
+    def generate(self, prompts, sampling, use_tqdm):
+        if any(prompt["prompt_token_ids"] == ["long"] for prompt in prompts):
+            raise ValueError("The prompt is longer than max_model_len")
+        output = types.SimpleNamespace(text="x</think>y", token_ids=[1, 2])
+        return [types.SimpleNamespace(outputs=[output]) for _ in prompts]
+
+
+def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
+    engine = offline.VllmEngine.__new__(offline.VllmEngine)
+    engine.llm, engine.sampling, engine.tokenizer, engine.template = Refusing(), None, None, None
+    monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
+    questions = [
+        {"id": str(number), "question": question, "images": images}
+        for number, (question, images) in enumerate([("a", []), ("long", []), ("b", [__file__]), ("c", [])])
+    ]
+    entries = {entry["id"]: entry for entry in engine.answers(questions)}
+    assert "max_model_len" in entries["1"]["error"] and "not an image" in entries["2"]["error"]
+    assert entries["0"]["answer"] == entries["3"]["answer"] == "y"
+
+
+def test_lines_end_at_newlines_alone(tmp_path):
+    """JSON may hold U+2028, U+2029 and U+0085 as they are, at which `splitlines` would cut."""
+    text = "one\u2028two\u2029three\u0085four"
+    path = tmp_path / "lines.jsonl"
+    path.write_text(
+        json.dumps({"id": "1", "question": text, "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    assert offline.answered(path) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
+    path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert offline.read_questions(path)[0]["question"] == text
 
 
 def test_null_is_nothing(tmp_path):

@@ -27,7 +27,7 @@ OPTIONS = {"max_new_tokens": 160, "do_sample": False}
 
 def read_test(path):
     """(image paths, question, right answer) of each line."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     return [
         (path.parent / row["image"], row["conversations"][0]["value"], boxed(row["conversations"][1]["value"]))
         for row in rows
@@ -74,6 +74,10 @@ def main():
     parser.add_argument("--test", type=Path, default=HERE / "test.jsonl", help="JSONL with boxed answers")
     arguments, overrides = parser.parse_known_args()
     recipe, config = sft.parse(["--config", arguments.config, *overrides])
+    if "model" not in recipe.save:
+        parser.error(
+            f"save: {recipe.save}; the fine-tuned repository (model) is asked afterwards, so it has to be saved."
+        )
     tests = read_test(arguments.test)
 
     def right(answers):
