@@ -35,6 +35,7 @@ from .conversation import (
     place_images,
     token_id,
 )
+from .cpu_backend import cpu_backend  # by this file: before 5.9 transformers copies what it imports itself
 from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
 from .generation import (
     AnswerStream,
@@ -521,6 +522,7 @@ class SkyworkChatModel(SkyworkModelBase):
         return generate_from_embeddings(
             self.language_model,
             inputs_embeds,
+            cpu_backend,
             attention_mask=attention_mask,
             generation_config=generation_config,
             **generate_kwargs,
@@ -912,7 +914,7 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
 
     def generate(self, inputs=None, generation_config=None, *arguments, **keywords):
         """As transformers', with compiled decoding wherever `cache_implementation="static"` is asked for."""
-        keywords = compiled_decoding(keywords, generation_config, self.device)
+        keywords = compiled_decoding(keywords, generation_config, self.device, cpu_backend)
         has_images = any(keywords.get(name) is not None for name in ("pixel_values", "image_features"))
         ids = keywords.get("input_ids") if inputs is None else inputs
         if has_images and ids is not None:

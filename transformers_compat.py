@@ -17,8 +17,6 @@ from transformers import AutoImageProcessor, BitsAndBytesConfig
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from .cpu_backend import cpu_backend
-
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS_VERSION = version.parse(transformers.__version__)
@@ -85,7 +83,7 @@ def stopping_decision(stop, input_ids):
     return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool) if at_least("4.39") else stop
 
 
-def compiled_decoding(keywords, generation_config, device):
+def compiled_decoding(keywords, generation_config, device, cpu_backend):
     """Keywords for `generate` with which a static cache means compiled decoding on every device.
 
     transformers compiles by itself where the cache is static (from 4.47), but on a CPU only if its compile config says
@@ -115,9 +113,9 @@ def one_static_cache_at_a_time(keywords, generation_config):
         yield
 
 
-def generate_from_embeddings(language_model, inputs_embeds, generation_config=None, **keywords):
+def generate_from_embeddings(language_model, inputs_embeds, cpu_backend, generation_config=None, **keywords):
     """`generate` of the language model; returns the new tokens only."""
-    keywords = compiled_decoding(keywords, generation_config, inputs_embeds.device)
+    keywords = compiled_decoding(keywords, generation_config, inputs_embeds.device, cpu_backend)
     keywords["generation_config"] = generation_config
     with one_static_cache_at_a_time(keywords, generation_config):
         output = language_model.generate(inputs_embeds=inputs_embeds, **keywords)

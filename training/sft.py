@@ -270,6 +270,15 @@ def last_checkpoint(folder):
     return str(max(whole)[1]) if whole else None
 
 
+def finished(folder, recipe, config, checkpoint):
+    """The summary of a run that was finished before, or None. Trainer would take one step beyond `max_steps`."""
+    folder = Path(folder)
+    if checkpoint is None or not 0 < config.max_steps <= int(checkpoint.rpartition("-")[2]):
+        return None
+    results = [folder / "summary.json", *(folder / name for name in recipe.save)]
+    return json.loads(results[0].read_text()) if all(path.exists() for path in results) else None
+
+
 def set_accumulation(config, global_batch_size):
     """gradient_accumulation_steps such that a step has `global_batch_size` samples over all processes.
 
@@ -516,11 +525,14 @@ def train(recipe, config):
     trainer, frozen = make_trainer(recipe, config)
     start = time.time()
     # The first process decides, on storage that all of them see
-    checkpoint = [None]
+    decided = [None, None]
     if trainer.is_world_process_zero():
         check_same_run(folder, describe_run(recipe, config, trainer.source.fingerprint))
-        checkpoint = [last_checkpoint(folder)]
-    checkpoint = broadcast_object_list(checkpoint)[0]
+        checkpoint = last_checkpoint(folder)
+        decided = [checkpoint, finished(folder, recipe, config, checkpoint)]
+    checkpoint, summary = broadcast_object_list(decided)
+    if summary is not None:
+        return summary
     trainer.train(resume_from_checkpoint=checkpoint)
     # ZeRO-3 leaves placeholders between steps, which remember the size
     trainable = {
