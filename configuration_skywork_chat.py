@@ -233,8 +233,7 @@ class SkyworkChatConfig(PretrainedConfig):
         output = _with_torch_dtype(super().to_dict())
         output["vision_config"] = _with_torch_dtype(self.vision_config.to_dict())
         output["llm_config"] = portable_language_config(self.llm_config.to_dict())
-        for name in ("vision_config", "llm_config"):
-            output[name].pop("transformers_version", None)
+        output["vision_config"].pop("transformers_version", None)
         return output
 
     def _check_fields(self):
@@ -284,7 +283,7 @@ def portable_language_config(fields):
         rope = dict(rope)
         fields["rope_theta"] = rope.pop("rope_theta", 10000.0)
         fields["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
-    for name in ("layer_types", "auto_map", "_name_or_path"):
+    for name in ("layer_types", "auto_map", "_name_or_path", "transformers_version"):
         fields.pop(name, None)
     if not fields.get("use_sliding_window") and fields.get("sliding_window") is None:
         fields["sliding_window"] = fields["max_position_embeddings"]  # without effect; as published

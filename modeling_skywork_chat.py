@@ -57,6 +57,7 @@ from .transformers_compat import (
     fill_unless_loaded,
     generate_from_embeddings,
     hoist_quantization,
+    hub_keywords_of,
     load_image_processor,
     loading_keywords,
     one_static_cache_at_a_time,
@@ -193,7 +194,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             pretrained_model_name_or_path = str(Path(pretrained_model_name_or_path).absolute())
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
-        model.hub_keywords = {name: kwargs[name] for name in HUB_KEYWORDS if kwargs.get(name) is not None}
+        model.hub_keywords = hub_keywords_of(model.config, kwargs, HUB_KEYWORDS)
         return loaded
 
     @classmethod
@@ -225,9 +226,9 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             return
         self.config.architectures, self.config.auto_map = [ARCHITECTURE], dict(AUTO_MAP)
         self.config.save_pretrained(save_directory)
-        revision = self.hub_keywords.get("revision") or getattr(self.config, "_commit_hash", None)
-        where = {name: self.hub_keywords[name] for name in ("cache_dir", "subfolder") if name in self.hub_keywords}
-        copy_repository_files(source, Path(save_directory), revision, **where)
+        known = ("revision", "cache_dir", "subfolder")
+        where = {name: value for name, value in self.hub_keywords.items() if name in known}
+        copy_repository_files(source, Path(save_directory), **where)
         if push_to_hub:
             upload(save_directory, token=kwargs.get("token"), **hub)
 

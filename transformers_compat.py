@@ -83,16 +83,25 @@ def stopping_decision(stop, input_ids):
     return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool) if at_least("4.39") else stop
 
 
+def requested_cache(keywords, generation_config):
+    """The `cache_implementation` that a call of `generate` asks for, or None."""
+    return keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
+
+
 def compiled_decoding(keywords, generation_config, device, cpu_backend):
     """Keywords for `generate` with which a static cache means compiled decoding on every device.
 
     transformers compiles by itself where the cache is static (from 4.47), but on a CPU only if its compile config says
     so. Before, a static cache is just that.
     """
-    cache = keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
     own = keywords.get("compile_config") or getattr(generation_config, "compile_config", None)
     compile_config = getattr(transformers, "CompileConfig", None)
-    if cache != "static" or own is not None or compile_config is None or device.type != "cpu":
+    if (
+        requested_cache(keywords, generation_config) != "static"
+        or own is not None
+        or compile_config is None
+        or device.type != "cpu"
+    ):
         return keywords
     compile_config = compile_config(mode="default", backend=cpu_backend)  # "reduce-overhead" is about CUDA graphs
     compile_config._compile_all_devices = True
@@ -105,8 +114,8 @@ def one_static_cache_at_a_time(keywords, generation_config):
 
     Up to 5.14 transformers keeps that cache on the model and hands the same one to every call.
     """
-    cache = keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
-    if cache not in ("static", "offloaded_static", "sliding_window", "hybrid") or at_least("5.15"):
+    shared = ("static", "offloaded_static", "sliding_window", "hybrid")
+    if requested_cache(keywords, generation_config) not in shared or at_least("5.15"):
         yield
         return
     with STATIC_CACHE_LOCK:
@@ -142,10 +151,17 @@ def load_image_processor(model):
         raise ValueError(
             "This model was not loaded from a repository, so it has no image processor for images: pass pixel_values."
         )
-    # Up to 5.17 a config knows the commit that it came from
-    found = {"revision": getattr(model.config, "_commit_hash", None) or "main", **model.hub_keywords}
-    found.pop("force_download", None)
-    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, **found)
+    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, **model.hub_keywords)
+
+
+def hub_keywords_of(config, keywords, names):
+    """With which keywords a loaded model's other files are found: those it was loaded with, at the commit it came from.
+
+    Up to 5.17 a config knows that commit; from then on the revision that was asked for has to do.
+    """
+    found = {name: keywords[name] for name in names if keywords.get(name) is not None and name != "force_download"}
+    commit = getattr(config, "_commit_hash", None)
+    return {**found, "revision": commit} if commit else found
 
 
 def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bit):

@@ -209,6 +209,14 @@ def test_unknown_keywords_are_named(golden_path):
         AutoModel.from_pretrained(golden_path, use_flashattn=True, **OPTIONS)
 
 
+def test_a_model_built_from_a_config_takes_a_choice_for_each_part(golden_path):
+    config = AutoConfig.from_pretrained(golden_path, trust_remote_code=True)
+    chosen = {"vision_config": "eager", "llm_config": "sdpa"}
+    model = AutoModel.from_config(config, trust_remote_code=True, attn_implementation=chosen)
+    assert model.vision_model.config._attn_implementation == "eager"
+    assert model.language_model.config._attn_implementation == "sdpa"
+
+
 def test_a_model_built_from_a_config_takes_the_switch(golden_path):
     config = AutoConfig.from_pretrained(golden_path, trust_remote_code=True)
     model = AutoModel.from_config(config, trust_remote_code=True, use_flash_attn=True)

@@ -241,7 +241,6 @@ class Plan:
             **package.configuration.portable_language_config(llm_config),
         }
         llm_config["torch_dtype"] = dtype
-        llm_config.pop("transformers_version", None)
         self.old_rows = llm_config["vocab_size"]
         if max(image_ids) >= self.old_rows:
             llm_config["vocab_size"] = -(-(max(image_ids) + 1) // ROW_MULTIPLE) * ROW_MULTIPLE

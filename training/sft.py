@@ -41,6 +41,7 @@ from training.data import (
     json_lines,
 )
 
+CHECKPOINTS = "checkpoint-[0-9]*"  # below output_dir; what else has such a name is the user's
 TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 SAVED = ("model", "adapter", "mlp1")
 # The decoder layers' matrices; names as they are under language_model
@@ -242,7 +243,7 @@ def check_same_run(folder, described):
         ValueError: the directory has checkpoints of another run.
     """
     path = Path(folder) / "run.json"
-    if path.exists() and any(Path(folder).glob("checkpoint-*")):
+    if path.exists() and any(Path(folder).glob(CHECKPOINTS)):
         before = json.loads(path.read_text())
         changed = [name for name in described if before.get(name) != described[name]]
         if changed:
@@ -261,7 +262,7 @@ def last_checkpoint(folder):
     A checkpoint's trainer_state.json is the last file to be written.
     """
     whole = []
-    for path in Path(folder).glob("checkpoint-[0-9]*"):
+    for path in Path(folder).glob(CHECKPOINTS):
         try:
             state = json.loads((path / "trainer_state.json").read_text())
             whole.append((state["global_step"], path))
@@ -398,6 +399,8 @@ def make_trainer(recipe, config):
         recipe.long_samples,
     )
     data, source = build_dataset(recipe, config, encoder)
+    if config.process_index == 0:  # before 38 billion parameters are read
+        check_same_run(config.output_dir, describe_run(recipe, config, source.fingerprint))
     model = AutoModelForImageTextToText.from_pretrained(
         recipe.model, torch_dtype=getattr(torch, recipe.model_dtype), trust_remote_code=True
     )
@@ -527,7 +530,6 @@ def train(recipe, config):
     # The first process decides, on storage that all of them see
     decided = [None, None]
     if trainer.is_world_process_zero():
-        check_same_run(folder, describe_run(recipe, config, trainer.source.fingerprint))
         checkpoint = last_checkpoint(folder)
         decided = [checkpoint, finished(folder, recipe, config, checkpoint)]
     checkpoint, summary = broadcast_object_list(decided)

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from evaluation.nano import boxed
 from training import sft
+from training.data import json_lines
 from training.nano.draw import font_paths, load_font
 
 HERE = Path(__file__).resolve().parent
@@ -27,7 +28,7 @@ OPTIONS = {"max_new_tokens": 160, "do_sample": False}
 
 def read_test(path):
     """(image paths, question, right answer) of each line."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    rows = [json.loads(row["line"]) for row in json_lines([path])]
     return [
         (path.parent / row["image"], row["conversations"][0]["value"], boxed(row["conversations"][1]["value"]))
         for row in rows
