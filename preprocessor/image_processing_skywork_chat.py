@@ -10,7 +10,6 @@ The values are, bit for bit, those of the model card's `load_image`, unless `fas
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import torch
@@ -135,30 +134,35 @@ class SkyworkImageProcessor(BaseImageProcessor):
         upright = self.apply_exif_orientation if apply_exif_orientation is None else apply_exif_orientation
         opening = {"apply_exif_orientation": upright, "alpha": self.alpha if alpha is None else alpha}
         fast = self.fast_resize if fast_resize is None else fast_resize
-        resize, side = _resize_on_tensors if fast else _resize, self.size
+        resize, side = _resize_tensor if fast else _resize, self.size
 
         mean, std = (np.float32(values).reshape(3, 1, 1) for values in (self.image_mean, self.image_std))
 
-        def sizes_of(image):
-            """(width, height) of the image on its grid and, where there is more than one tile, of the thumbnail."""
-            columns, rows = select_grid(*image.size, *bounds, side)
+        def sizes_of(width, height):
+            """(width, height) of an image on its grid and, where there is more than one tile, of the thumbnail."""
+            columns, rows = select_grid(width, height, *bounds, side)
             sizes = [(columns * side, rows * side)]
             return [*sizes, (side, side)] if thumbnail and columns * rows > 1 else sizes
 
-        def fill(image, size, start):
-            for offset, tile in enumerate(_tiles(resize(image, size), side)):
+        def read(source):
+            """(size of the image, what `resize` takes)."""
+            image = open_image(source, **opening)
+            return image.size, _to_tensor(image) if fast else image
+
+        def fill(pixels, size, start):
+            for offset, tile in enumerate(_tiles(resize(pixels, size), side)):
                 _normalize(mean, std, tile, slots[start + offset])
 
         # Each object once: two threads must not read one PIL file at the same time
         distinct = {id(image): image for image in flat}
         # Pillow, and numpy and torch on large arrays, let other threads run
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            opened = list(pool.map(partial(open_image, **opening), distinct.values()))
+            opened = list(pool.map(read, distinct.values()))
             work, places, start = [], {}, 0
-            for key, image in zip(distinct, opened):
+            for key, (size, pixels) in zip(distinct, opened):
                 first = start
-                for width, height in sizes_of(image):
-                    work.append((image, (width, height), start))
+                for width, height in sizes_of(*size):
+                    work.append((pixels, (width, height), start))
                     start += width * height // side**2
                 places[key] = range(first, start)
             pixel_values = torch.empty(start, 3, side, side)
@@ -182,10 +186,14 @@ def _resize(image, size):
     return np.asarray(image.resize(size))
 
 
-def _resize_on_tensors(image, size):
-    """As `_resize`, with torch's kernels for uint8."""
+def _to_tensor(image):
+    """An RGB image as uint8 (1, 3, height, width), channels last in memory."""
+    return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]
+
+
+def _resize_tensor(pixels, size):
+    """As `_resize`, of what `_to_tensor` gives, with torch's kernels for uint8."""
     width, height = size
-    pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]  # (1, 3, height, width), channels last in memory
     pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
     return pixels[0].permute(1, 2, 0).numpy()
 
