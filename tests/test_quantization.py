@@ -128,6 +128,7 @@ class TestAwq:
             else:
                 packed[name] = rounded[name] = tensor.clone()
         save_file(packed, path / "model.safetensors", metadata={"format": "pt"})
+        shutil.copy(checkpoints.NANO / "preprocessor_config.json", path)
         reference = package.SkyworkChatModel(nano_model.config).eval()
         reference.load_state_dict(rounded)
         model = AutoModel.from_pretrained(
