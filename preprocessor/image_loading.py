@@ -5,9 +5,9 @@ What cannot be read raises an error that names the file.
 
 import base64
 import binascii
+import http.client
 import io
 import struct
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -154,7 +154,7 @@ def _download(url):
     try:
         with urllib.request.urlopen(url, timeout=URL_TIMEOUT) as response:
             return response.read()
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
         raise ValueError(f"{url}: could not be downloaded ({error}).") from error
 
 

@@ -1,5 +1,6 @@
 """From JSONL lines to what is trained on: the tokens of chat(), loss on answers, nothing lost or cut silently."""
 
+import base64
 import json
 import warnings
 
@@ -12,7 +13,15 @@ from transformers import AutoConfig, AutoProcessor
 
 from tests import checkpoints
 from training import data
-from training.data import Collator, ConversationFile, Encoder, SampleError, StreamedConversations, parse_row
+from training.data import (
+    Collator,
+    ConversationFile,
+    ConversationTable,
+    Encoder,
+    SampleError,
+    StreamedConversations,
+    parse_row,
+)
 from training.nano.package import load_package
 
 conversation_module = load_package().conversation
@@ -129,6 +138,84 @@ def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     assert torch.equal(sample["input_ids"], read[1]["input_ids"])
     assert torch.equal(sample["input_ids"], read[0]["input_ids"]), "no warning and no reading the second time"
     assert read.counts.as_dict() == {"read": 1, "broken": 1, "too_long": 0, "fewer_tiles": 0}
+
+
+def test_one_broken_image_costs_no_grouping_by_length(parts, images):
+    """Lengths come from the headers of images, before any sample is read."""
+    (images / "no.png").write_bytes(b"no image")
+    rows = [{"image": name, "conversations": turn("What?", "x")} for name in ("no.png", "square.png")]
+    read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts), max_broken_share=0.5)
+    assert 0 < read.length(0) < read.length(1)
+
+
+def encoded(path):
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+@pytest.mark.parametrize("image", [
+    lambda folder: "square.png", lambda folder: str(folder / "square.png"),
+    lambda folder: "data:image/png;base64," + encoded(folder / "square.png"),
+    lambda folder: encoded(folder / "square.png"), lambda folder: (folder / "square.png").as_uri(),
+    lambda folder: {"bytes": (folder / "square.png").read_bytes(), "path": None},
+    lambda folder: {"bytes": None, "path": "square.png"},
+], ids=["path", "absolute path", "data:", "base64", "file:", "bytes", "a path of datasets"])  # fmt: skip
+def test_images_in_every_form_are_the_same_sample(parts, images, image):
+    own, image = encoder(parts), image(images)
+    expected = own(parse_row({"image": "square.png", "conversations": turn("What?", "x")}), images)
+    row = {"image": image, "conversations": turn("What?", "x")}
+    assert torch.equal(own(parse_row(row), images)["pixel_values"], expected["pixel_values"])
+    if isinstance(image, str):
+        read = ConversationFile([write(images / "data.jsonl", [row])], own)
+        assert read.length(0) > 0 and torch.equal(read[0]["pixel_values"], expected["pixel_values"])
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"alpha": "white"}, {"apply_exif_orientation": False},
+], ids=["default", "on white", "as stored"])  # fmt: skip
+def test_pixels_are_those_of_inference(parts, images, settings):
+    """A transparent picture and a turned photograph, with the switches of the checkpoint's image processor."""
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (80, 120, 4), dtype=np.uint8), "RGBA").save(images / "glass.png")
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(images / "turned.jpg", exif=turned)
+    config, processor = parts
+    image_processor = type(processor.image_processor)(**{**processor.image_processor.to_dict(), **settings})
+    own = Encoder(config, processor.tokenizer, image_processor, 2000)
+    paths = [str(images / name) for name in ("glass.png", "turned.jpg")]
+    row = {"image": paths, "conversations": turn("<image><image>What?", "x")}
+    assert torch.equal(own(parse_row(row))["pixel_values"], image_processor(paths)["pixel_values"])
+
+
+def test_fewer_tiles_than_the_image_processor_gives_at_least(parts, images):
+    config, processor = parts
+    settings = {**processor.image_processor.to_dict(), "min_dynamic_patch": 2}
+    own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000, max_tiles=1)
+    row = {"image": str(images / "wide.png"), "conversations": turn("What?", "x")}
+    assert len(own(parse_row(row))["pixel_values"]) == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_images_in_a_table_are_counted(parts, images, streaming):
+    pictures = [{"bytes": (images / "square.png").read_bytes(), "path": None}, {"bytes": b"no image", "path": None}]
+    message = {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    features = {"images": datasets.List(datasets.Image()), "conversations": datasets.List(message)}
+    columns = {"images": [[picture] for picture in pictures], "conversations": [turn("What?", "x")] * 2}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    with pytest.warns(UserWarning, match="row [12]: image: .*image"):
+        if streaming:
+            read = StreamedConversations(rows.to_iterable_dataset(), "t", encoder(parts), max_broken_share=0.5)
+            assert len(list(read.dataset)) == 1
+        else:
+            read = ConversationTable(rows, "t", encoder(parts), max_broken_share=0.5)
+            assert torch.equal(read[1]["pixel_values"], read[0]["pixel_values"])
+    assert read.counts.as_dict()["broken"] == 1
+
+
+def test_tables_of_one_size_have_fingerprints_of_their_own(parts):
+    tables = [datasets.Dataset.from_dict({"conversations": [turn("What?", answer)]}) for answer in "xy"]
+    first, second = (ConversationTable(table, "t", encoder(parts)).fingerprint for table in tables)
+    assert first != second == ConversationTable(tables[1], "t", encoder(parts)).fingerprint
 
 
 def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):

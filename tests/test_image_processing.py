@@ -155,6 +155,8 @@ def test_urls_are_fetched_and_failures_named(tmp_path):
         assert image_loading.open_image(f"{base}/image.png").size == (50, 30)
         with pytest.raises(ValueError, match=r"missing\.png: could not be downloaded"):
             image_loading.open_image(f"{base}/missing.png")
+        with pytest.raises(ValueError, match=r"a b\.png: could not be downloaded"):
+            image_loading.open_image(f"{base}/a b.png")
     finally:
         server.shutdown()
         server.server_close()

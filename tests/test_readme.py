@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests import checkpoints, compat
+from training import sft
 
 README = (checkpoints.ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -27,6 +28,13 @@ def test_the_python_blocks_run_one_after_another(monkeypatch, capsys):
 )
 def test_paths_exist(path):
     assert (checkpoints.ROOT / path).exists()
+
+
+@pytest.mark.parametrize("flags", re.findall(r"-m training\.sft (--config .*)", README))
+def test_training_commands_parse(flags, monkeypatch):
+    monkeypatch.chdir(checkpoints.ROOT)
+    recipe, _ = sft.parse(flags.split())
+    assert recipe.save
 
 
 def test_every_file_of_the_tree_is_there():

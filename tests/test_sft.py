@@ -258,6 +258,27 @@ def test_checkpoints_hold_what_trains(samples, tmp_path):
     assert run(samples, tmp_path / "out", max_steps=2, save_strategy="no")["steps"] == 2
 
 
+def test_checkpoints_are_what_trainer_has_written(tmp_path):
+    """A directory of the user's beside them is no checkpoint, and stays."""
+    for name, state in (("checkpoint-9", 9), ("checkpoint-10", 10), ("checkpoint-11", None)):
+        (tmp_path / name).mkdir()
+        if state:
+            (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": state}))
+    (tmp_path / "checkpoint-10-merged").mkdir()
+    shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-12-backup")
+    assert sft.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    left = {"checkpoint-9", "checkpoint-10", "checkpoint-10-merged", "checkpoint-12-backup"}
+    assert {path.name for path in tmp_path.iterdir()} == left, "only the one that was cut off is gone"
+
+
+def test_a_second_result_has_nothing_of_the_first(samples, tmp_path):
+    run(samples, tmp_path / "out", max_steps=1)
+    (tmp_path / "out" / "model" / "tokenizer_config.json").write_text("of an earlier run")
+    run(samples, tmp_path / "out", max_steps=1)
+    AutoTokenizer.from_pretrained(tmp_path / "out" / "model", trust_remote_code=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("model*")) == ["model"]
+
+
 def test_streaming(samples, tmp_path):
     summary = run(samples, tmp_path / "out", streaming="true", shuffle_buffer=8, train_sampling_strategy="random")
     assert summary["steps"] == 3 and summary["samples"]["read"] >= 12

@@ -21,6 +21,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from preprocessor.image_loading import open_image
@@ -135,7 +136,7 @@ class Encoder:
             TooLongError: more than `max_length` tokens.
         """
         images = [self._open(image, image_root) for image in conversation.images]
-        limit = self.max_tiles
+        processor, limit = self.image_processor, self.max_tiles
         while True:
             tiles = [self.count_tiles(image, limit) for image in images]
             ids, labels = self.tokens(conversation, tiles)
@@ -148,7 +149,9 @@ class Encoder:
             limit //= 2
         pixel_values = None
         if images:
-            pixel_values = self.image_processor(images=images, max_dynamic_patch=limit)["pixel_values"]
+            least = min(processor.min_dynamic_patch, limit)
+            tiled = processor(images=images, min_dynamic_patch=least, max_dynamic_patch=limit)
+            pixel_values = tiled["pixel_values"]
         return {
             "input_ids": torch.tensor(ids),
             "labels": torch.tensor(labels),
@@ -179,16 +182,17 @@ class Encoder:
         end = self.package.THINK_END
         if end not in answer:
             return [(self.template.skipped_thinking, True), (answer, False), (self.template.sep, True)]
-        thinking, _, rest = answer.removeprefix("<think>").removeprefix("\n").partition(end)
+        if answer.lstrip().startswith("<think>"):
+            answer = answer.lstrip().removeprefix("<think>").removeprefix("\n")
+        thinking, _, rest = answer.partition(end)
         return [(thinking, False), (end, True), (rest, False), (self.template.sep, True)]
 
     def _open(self, image, image_root):
-        if isinstance(image, dict) and image.get("bytes"):  # as `datasets` gives an image that it did not decode
-            image = image["bytes"]
-        if isinstance(image, str) and image_root is not None and "://" not in image and not image.startswith("data:"):
-            image = Path(image_root) / image
+        if isinstance(image, dict):  # as `datasets` gives an image that it did not decode
+            image = image.get("bytes") or image.get("path")
+        path, processor = local_path(image, image_root), self.image_processor
         try:
-            return open_image(image)
+            return open_image(path or image, processor.apply_exif_orientation, processor.alpha)
         except (OSError, ValueError, TypeError) as error:
             raise SampleError(f"image: {error}") from error
 
@@ -199,6 +203,13 @@ class Encoder:
             return 1
         smallest = min(processor.min_dynamic_patch, limit)
         return count_tiles(*image.size, smallest, limit, processor.size, processor.use_thumbnail)
+
+
+def local_path(image, image_root=None):
+    """Where the file of an image lies, or None: a URL, base64 text (which is longer than a path), or no text at all."""
+    if not isinstance(image, str) or "://" in image or image.startswith("data:") or len(image) > 1024:
+        return None
+    return Path(image_root or "") / image
 
 
 class Counts:
@@ -358,9 +369,9 @@ class ConversationFile(Conversations):
     def _check(self, line, path):
         conversation = parse_row(_parse_json(line))
         for image in conversation.images:
-            is_path = isinstance(image, str) and "://" not in image and not image.startswith("data:")
-            if is_path and not (Path(self._root(path)) / image).is_file():
-                raise SampleError(f"no image file {Path(self._root(path)) / image}")
+            file = local_path(image, self._root(path))
+            if file is not None and not file.is_file():
+                raise SampleError(f"no image file {file}")
 
     def __len__(self):
         return len(self._lines)
@@ -379,15 +390,21 @@ class ConversationFile(Conversations):
             return _parse_json(file.readline())
 
     def length(self, index):
-        """From the text and the sizes of the images, of which only the headers are read."""
-        from PIL import Image
+        """From the text and the sizes of the images, of which only the headers are read.
 
+        An image that cannot be read counts nothing here: it is reported when its turn comes.
+        """
         conversation = parse_row(self.row(index))
         tokens = _tokens_of_text(conversation)
         for image in conversation.images:
-            if isinstance(image, str) and (path := Path(self.root(index)) / image).is_file():
+            path = local_path(image, self.root(index))
+            if path is None:
+                continue
+            try:
                 with Image.open(path) as opened:
                     tokens += self.encoder.count_tiles(opened, self.encoder.max_tiles) * self.encoder.tokens_per_tile
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue
         return min(tokens, self.encoder.max_length)
 
 
@@ -405,7 +422,7 @@ class ConversationTable(Conversations):
         columns = [column for column in rows.column_names if column not in ("image", "images")]
         self._texts = rows.select_columns(columns)  # without decoding images
         self.counts = Counts(len(rows), 0, max_broken_share)
-        self.fingerprint = f"{name}, {len(rows)} rows"
+        self.fingerprint = f"{name}, {len(rows)} rows, {rows._fingerprint}"
 
     def __len__(self):
         return len(self.rows)
@@ -417,7 +434,10 @@ class ConversationTable(Conversations):
         return self.image_root
 
     def row(self, index):
-        return self.rows[index]
+        try:
+            return self.rows[index]
+        except (OSError, ValueError, SyntaxError) as error:  # `datasets` decodes images as it reads a row
+            raise SampleError(f"image: {error}") from error
 
     def length(self, index):
         """From the text; an image counts as if it had all tiles."""
@@ -446,6 +466,8 @@ class StreamedConversations:
     def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0, fingerprint=""):
         self.name, self.encoder, self.image_root, self.fingerprint = name, encoder, image_root, fingerprint
         self.counts = Counts(None, 0, max_broken_share)
+        if rows.features is not None:
+            rows = rows.decode(False)  # here, where a broken image can be counted
         columns = rows.column_names or list(next(iter(rows)))
         encoded = rows.map(self._encoded, with_indices=True, remove_columns=columns)
         self.dataset = encoded.filter(lambda row: row["sample"] is not None)

@@ -17,6 +17,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -28,6 +29,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from training.assemble import Checkpoint
@@ -41,7 +43,8 @@ from training.data import (
     json_lines,
 )
 
-CHECKPOINTS = "checkpoint-[0-9]*"  # below output_dir; what else has such a name is the user's
+logger = logging.get_logger(__name__)
+
 TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 SAVED = ("model", "adapter", "mlp1")
 # The decoder layers' matrices; names as they are under language_model
@@ -243,7 +246,7 @@ def check_same_run(folder, described):
         ValueError: the directory has checkpoints of another run.
     """
     path = Path(folder) / "run.json"
-    if path.exists() and any(Path(folder).glob(CHECKPOINTS)):
+    if path.exists() and checkpoints_of(folder):
         before = json.loads(path.read_text())
         changed = [name for name in described if before.get(name) != described[name]]
         if changed:
@@ -256,19 +259,26 @@ def check_same_run(folder, described):
     path.write_text(json.dumps(described, indent=2) + "\n")
 
 
+def checkpoints_of(folder):
+    """(step, directory) of what Trainer has written below output_dir; `checkpoint-200-merged` is the user's own."""
+    numbers = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(folder).glob("checkpoint-*")}
+    return sorted((int(found[1]), path) for path, found in numbers.items() if found)
+
+
 def last_checkpoint(folder):
     """The newest checkpoint that was written to its end, or None; broken ones are removed.
 
     A checkpoint's trainer_state.json is the last file to be written.
     """
-    whole = []
-    for path in Path(folder).glob(CHECKPOINTS):
+    last = None
+    for _, path in checkpoints_of(folder):
         try:
-            state = json.loads((path / "trainer_state.json").read_text())
-            whole.append((state["global_step"], path))
+            json.loads((path / "trainer_state.json").read_text())["global_step"]
+            last = str(path)
         except (OSError, ValueError, KeyError):
+            logger.warning(f"{path} was not written to its end; it is removed.")
             shutil.rmtree(path, ignore_errors=True)
-    return str(max(whole)[1]) if whole else None
+    return last
 
 
 def finished(folder, recipe, config, checkpoint):
@@ -490,7 +500,12 @@ def save_results(trainer, recipe, folder, state_dict=None):
     weights = model.state_dict() if state_dict is None else state_dict
     if "model" in recipe.save:
         weights = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
-        model.save_pretrained(folder / "model", state_dict=weights)
+        # Files of an earlier run's model must not stay beside new weights
+        temporary = folder / "model.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        model.save_pretrained(temporary, state_dict=weights)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        temporary.rename(folder / "model")
     if "mlp1" in recipe.save:
         target = folder / "mlp1"
         target.mkdir(parents=True, exist_ok=True)
