@@ -22,6 +22,7 @@ LAYERS = "language_model.model.layers"
 # The model card's split_model() names these, which no version of the model has had
 NAMES_OF_OTHER_MODELS = ("language_model.model.tok_embeddings", "language_model.output")
 GIB = 2**30
+RESERVED_SHARE = 0.1  # of a GPU, for activations and cache
 
 
 def split_layers(layer_sizes, first_size, memory):
@@ -96,7 +97,7 @@ def module_sizes(model, layer_bytes=2, other_bytes=2, offload_vision=False):
     return [math.ceil(layer_bytes * layer) for layer in layers], other_bytes * others
 
 
-def free_memory(reserve=0.1):
+def free_memory(reserve=RESERVED_SHARE):
     """Bytes of every visible GPU that weights may take: what is free, less a share for activations and cache."""
     return [int(torch.cuda.mem_get_info(gpu)[0] * (1 - reserve)) for gpu in range(torch.cuda.device_count())]
 

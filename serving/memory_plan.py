@@ -23,18 +23,24 @@ DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 QUANTIZED_BYTES = {"none": None, **package.compat.QUANTIZED_BYTES}  # of the decoder layers
 KV_GROUP, KV_RESIDUAL = 64, 128  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
 RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
+VLLM_SHARE = 0.9  # of a GPU that vLLM takes for everything
 ALLOCATOR_SLACK = 1.05  # of everything: what the caching allocator loses to fragments
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One consumer of memory on the first GPU, or (`spread`) over all of them in proportion to decoder layers."""
+    """One consumer of memory.
+
+    Attributes:
+        place: "first" GPU, "layers" (over all GPUs in proportion to decoder layers), "further" (each GPU but the first
+            that has layers), or "host".
+        kind: "weights", "cache" or "passing" (activations, and weights on their way through a GPU).
+    """
 
     name: str
     bytes: int
-    spread: bool = False
-    on_host: bool = False
-    is_cache: bool = False
+    place: str = "first"
+    kind: str = "weights"
 
 
 def count_parameters(module):
@@ -91,16 +97,17 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
         + count_parameters(model.language_model.model.norm)
     )
     parts = [
-        Part("vision tower" + (" (in host memory)" if offload_vision else ""), tower, on_host=offload_vision),
+        Part("vision tower (in host memory)", tower, "host") if offload_vision else Part("vision tower", tower),
         Part("projector", wide * count_parameters(model.mlp1)),
         Part("embeddings and head", embeddings),
-        Part(f"decoder layers ({quantization if quantization != 'none' else dtype})", sum(layers), spread=True),
-        Part(f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})", round(full_cache), spread=True, is_cache=True),
+        Part(f"decoder layers ({quantization if quantization != 'none' else dtype})", sum(layers), "layers"),
+        Part(f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})", round(full_cache), "layers", "cache"),
         # They are not needed at the same time: images are encoded before the prompt is read
-        Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill)),
+        Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill), kind="passing"),
+        Part("activations on each further GPU (reading the prompt)", prefill, "further", "passing"),
     ]
     if offload_vision:
-        parts.append(Part("vision tower, the module in passage", largest_module))
+        parts.append(Part("vision tower, the module in passage", largest_module, kind="passing"))
     return parts, layers
 
 
@@ -122,24 +129,33 @@ class Plan:
 
 
 def plan(config, gpus, **settings):
-    """Spread a model over GPUs as `device_map="split"` does.
+    """Spread a model over GPUs as `device_map="split"` does, which knows of weights alone; see what each then holds.
 
     Args:
         gpus: bytes of each.
         settings: as for `memory_parts`.
     """
     parts, layers = memory_parts(config, **settings)
-    first = sum(part.bytes for part in parts if not part.spread and not part.on_host)
-    cache = sum(part.bytes for part in parts if part.is_cache)
-    loaded_layers = [ALLOCATOR_SLACK * (layer + cache / len(layers)) for layer in layers]
+    cache = sum(part.bytes for part in parts if part.kind == "cache")
     usable = [gpu - RESERVE for gpu in gpus]
     try:
-        counts = package.device_map.split_layers(loaded_layers, ALLOCATOR_SLACK * first, usable)
+        weights = sum(part.bytes for part in parts if part.place == "first" and part.kind == "weights")
+        for_weights = [size * (1 - package.device_map.RESERVED_SHARE) for size in usable]
+        counts = package.device_map.split_layers(layers, weights, for_weights)
     except ValueError as error:
         return Plan(parts, [], [], usable, str(error))
-    used = [count * loaded_layers[0] for count in counts]
-    used[0] += ALLOCATOR_SLACK * first
-    return Plan(parts, counts, used, usable)
+    used = [count * (layers[0] + cache / len(layers)) for count in counts]
+    used[0] += sum(part.bytes for part in parts if part.place == "first")
+    further = sum(part.bytes for part in parts if part.place == "further")
+    used = [ALLOCATOR_SLACK * (size + (further if gpu and counts[gpu] else 0)) for gpu, size in enumerate(used)]
+    over = [gpu for gpu in range(len(gpus)) if used[gpu] > usable[gpu]]
+    problem = None
+    if over:
+        gpu = over[0]
+        problem = (
+            f"GPU {gpu} needs {used[gpu] / 1e9:.1f} GB with cache and activations, and has {usable[gpu] / 1e9:.1f} GB."
+        )
+    return Plan(parts, counts, used, usable, problem)
 
 
 def longest_context(config, gpus, **settings):
@@ -172,8 +188,16 @@ def advice(config, gpus, **settings):
     return [(text, new, found) for text, new in tried if (found := plan(config, gpus, **new)).problem is None]
 
 
-def loading_code(settings, gpus):
-    """The call that loads a model as planned, and what goes into the generation config."""
+def tensor_parallel_size(parts, gpus):
+    """The most GPUs (1, 2, 4 or 8) over which vLLM can split a model evenly, or None where it does not fit so."""
+    size = max(n for n in (1, 2, 4, 8) if n <= len(gpus))
+    shared = sum(part.bytes for part in parts if part.kind != "passing")
+    passing = sum(part.bytes for part in parts if part.place == "first" and part.kind == "passing")
+    return size if shared / size + passing <= VLLM_SHARE * min(gpus[:size]) else None
+
+
+def loading_code(parts, settings, gpus):
+    """The call that loads a model as planned, and what goes into the generation config; vLLM's command if it fits."""
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[settings["dtype"]]
     arguments = [f'torch_dtype="{dtype}"', 'device_map="split"']
     arguments += {"int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"], "none": []}[settings["quantization"]]
@@ -186,11 +210,12 @@ def loading_code(settings, gpus):
             f"generation_config = {{'cache_implementation': 'quantized', 'cache_config': {cache_config}, ...}}"
         )
     elif settings["quantization"] == "none" and not settings["offload_vision"]:
-        size = max(n for n in (1, 2, 4, 8) if n <= len(gpus))
-        lines.append(
-            f"vllm serve <path> --trust-remote-code --tensor-parallel-size {size} "
-            f"--max-model-len {settings['context']} --reasoning-parser deepseek_r1"
-        )
+        size = tensor_parallel_size(parts, gpus)
+        if size is not None:
+            lines.append(
+                f"vllm serve <path> --trust-remote-code --tensor-parallel-size {size} "
+                f"--max-model-len {settings['context']} --reasoning-parser deepseek_r1"
+            )
     return lines
 
 
@@ -237,20 +262,20 @@ def main():
     if arguments.json:
         print(json.dumps({**dataclasses.asdict(found), "longest_context": longest_context(config, gpus, **settings)}))
         return 0 if found.problem is None else 1
-    for part in found.parts:
+    for part in found.parts if len(gpus) > 1 else [part for part in found.parts if part.place != "further"]:
         print(f"{part.bytes / 1e9:8.2f} GB  {part.name}")
     for gpu, (used, usable) in enumerate(zip(found.used, found.usable)):
         print(f"GPU {gpu}: {found.layers_of_gpu[gpu]} layers, {used / 1e9:.1f} of {usable / 1e9:.1f} GB usable")
     if found.problem is None:
         print(f"Fits. The longest context that does: {longest_context(config, gpus, **settings)} tokens.")
-        print("\n".join(loading_code(settings, gpus)))
+        print("\n".join(loading_code(found.parts, settings, gpus)))
         return 0
     print(f"Does not fit: {found.problem}")
     fitting = advice(config, gpus, **settings)
     if fitting:
-        text, new, _ = fitting[0]
+        text, new, other = fitting[0]
         print(f"This does: {text} (up to {longest_context(config, gpus, **new)} tokens)")
-        print("\n".join(loading_code(new, gpus)))
+        print("\n".join(loading_code(other.parts, new, gpus)))
     else:
         print("Nothing here makes it fit at this context: add GPUs or shorten the context.")
     return 1

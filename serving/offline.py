@@ -5,10 +5,12 @@
 
 A line in:  {"id": "7", "question": "What is this?", "images": ["a.jpg"], "system": "…", "history": [["Hi", "…"]]};
 all but `question` may be missing; paths are relative to the file; without an id a line's number is its id.
-A line out: {"id", "question", "thinking", "answer", "text", "tokens"}, or {"id", "question", "error"}.
+A line out: {"id", "question", "thinking", "answer", "text", "tokens", "finish_reason"} ("stop", or "length" where
+--max-new-tokens cut the answer), or {"id", "question", "error"}.
 
 On vLLM where it is installed (continuous batching); otherwise on transformers, in batches of questions that are as long
-as each other. Run again after an interruption it answers what is missing; failed lines are tried again.
+as each other. Run again after an interruption it answers what is missing; failed lines are tried again, and those that
+were cut where more tokens are allowed now.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import sys
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import AutoConfig
 
 from preprocessor.image_loading import open_image
 from training.nano.package import load_package
@@ -34,7 +37,8 @@ def read_questions(path):
     """The questions of a JSONL file, checked, image paths made absolute.
 
     Raises:
-        LineError: a line that is not JSON, has no question, an unknown key, a repeated id, or names a missing image.
+        LineError: a line that is not JSON, has no question, an unknown key, a history or system message of another
+            form, a repeated id, or names a missing image.
     """
     path, questions, ids = Path(path), [], set()
     known = {"id", "question", "images", "system", "history"}
@@ -55,6 +59,12 @@ def read_questions(path):
         if not isinstance(entry["images"], list) or not all(isinstance(image, str) for image in entry["images"]):
             raise LineError(f'{where}: "images" is {json.dumps(entry["images"])}; expected a list of paths.')
         entry["history"] = entry["history"] or []
+        try:
+            package.conversation.checked_turns(entry["history"])
+        except ValueError as error:
+            raise LineError(f"{where}: {error}") from error
+        if not isinstance(entry["system"], (str, type(None))):
+            raise LineError(f'{where}: "system" is {json.dumps(entry["system"])}; expected a text.')
         entry["id"] = str(entry["id"])
         if entry["id"] in ids:
             raise LineError(f"{where}: the id {entry['id']!r} is there twice.")
@@ -67,18 +77,37 @@ def read_questions(path):
     return questions
 
 
-def answered(path):
-    """Ids that an earlier run has answered; half a line at the end, and its errors, are taken out of the file."""
+def answered(path, questions, max_new_tokens):
+    """Ids that an earlier run has answered, after taking out of the file what is asked again.
+
+    That is half a line at the end, errors, and answers that were cut where more tokens are allowed now.
+
+    Raises:
+        LineError: a line that is no answer, or the answer to another question; the file stays as it is.
+    """
     path = Path(path)
     if not path.exists():
         return set()
-    kept = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # splitlines() would cut at U+2028, which JSON may have
+    asked, kept = {question["id"]: question["question"] for question in questions}, []
+    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON may have
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the run was killed
-            continue
-        if "error" not in entry:
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # it was being written when the run was killed
+                continue
+            raise LineError(f"{path}, line {number}: not JSON ({error}); is this a file of answers?") from error
+        if not isinstance(entry, dict) or not {"id", "question"} <= set(entry):
+            raise LineError(f"{path}, line {number}: no answer of an earlier run. Write to another file.")
+        if asked.get(entry["id"], entry["question"]) != entry["question"]:
+            raise LineError(
+                f"{path}, line {number}: answers {entry['question']!r}, but the question with the id {entry['id']!r} "
+                f"is {asked[entry['id']]!r} now. Give the questions ids that stay, or write to another file."
+            )
+        is_cut = entry.get("finish_reason") == "length" and entry["tokens"] < max_new_tokens
+        if "error" not in entry and not is_cut:
             kept.append(entry)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
@@ -86,7 +115,7 @@ def answered(path):
     return {entry["id"] for entry in kept}
 
 
-def record(question, text, tokens):
+def record(question, text, tokens, finish_reason):
     """A line of the output."""
     thinking, answer = package.conversation.split_thinking(text)
     return {
@@ -96,6 +125,7 @@ def record(question, text, tokens):
         "answer": answer,
         "text": text,
         "tokens": tokens,
+        "finish_reason": finish_reason,
     }
 
 
@@ -115,6 +145,9 @@ class TransformersEngine:
             model, torch_dtype=getattr(torch, dtype), device_map=device_map, trust_remote_code=True
         ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+        names = package.conversation
+        template = names.get_conv_template(self.model.config.template)
+        self.stops = {names.token_id(self.tokenizer, token) for token in template.stop_strings}
         self.batch_size = batch_size
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
 
@@ -130,13 +163,14 @@ class TransformersEngine:
                 yield from self._batch(group[start : start + self.batch_size], system)
 
     def _batch(self, batch, system):
+        written = package.generation.Written()
         try:
             texts = self.model.batch_chat(
                 self.tokenizer,
                 [question["images"] or None for question in batch],
                 [question["question"] for question in batch],
-                self.options,
-                history=[[tuple(turn) for turn in question["history"]] for question in batch],
+                {**self.options, "stopping_criteria": [written]},
+                history=[question["history"] for question in batch],
                 system_message=system,
             )
         except (ValueError, OSError) as error:  # one bad question must not cost the others their answer
@@ -146,8 +180,10 @@ class TransformersEngine:
             for question in batch:
                 yield from self._batch([question], system)
             return
-        for question, text in zip(batch, texts):
-            yield record(question, text, len(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        for question, text, ids in zip(batch, texts, written.ids.tolist()):
+            ids = ids[package.compat.GENERATED_FROM :]
+            length = next((number for number, token in enumerate(ids, 1) if token in self.stops), None)
+            yield record(question, text, length or len(ids), "length" if length is None else "stop")
 
 
 def prompt_of(tokenizer, template, question):
@@ -175,10 +211,12 @@ class VllmEngine:
     """vLLM's offline engine, which batches continuously."""
 
     def __init__(self, model, dtype, max_new_tokens, tensor_parallel, max_images, extra):
-        from transformers import AutoConfig, AutoTokenizer
+        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
         from vllm import LLM, SamplingParams
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
+        processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
+        self.opening = (processor.apply_exif_orientation, processor.alpha)
         self.template = package.conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
         self.llm = LLM(
@@ -219,12 +257,12 @@ class VllmEngine:
             return
         for question, output in zip(questions, outputs):
             text = output.outputs[0].text.strip()
-            yield record(question, text, len(output.outputs[0].token_ids))
+            yield record(question, text, len(output.outputs[0].token_ids), output.outputs[0].finish_reason)
 
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
         if question["images"]:
-            prompt["multi_modal_data"] = {"image": [open_image(path) for path in question["images"]]}
+            prompt["multi_modal_data"] = {"image": [open_image(path, *self.opening) for path in question["images"]]}
         return prompt
 
 
@@ -235,28 +273,31 @@ def main():
     parser.add_argument("--model", default=str(Path(__file__).resolve().parents[1] / "nano"))
     parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--max-new-tokens", type=int, default=8192)
+    parser.add_argument("--max-new-tokens", type=int, help="default: 8192, at most half of the model's context")
     parser.add_argument("--batch-size", type=int, default=8, help="on transformers")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs, on vLLM")
     parser.add_argument("--vllm-options", type=json.loads, default={}, help="more arguments of vLLM's LLM, as JSON")
     arguments = parser.parse_args()
     questions = read_questions(arguments.questions)
-    done = answered(arguments.answers)
+    config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
+    longest = arguments.max_new_tokens or min(8192, config.llm_config.max_position_embeddings // 2)
+    done = answered(arguments.answers, questions, longest)
     remaining = [question for question in questions if question["id"] not in done]
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
         return 0
+    arguments.answers.open("a", encoding="utf-8").close()  # an answer that cannot be written is not worth computing
     use_vllm = arguments.engine == "vllm" or (
         arguments.engine == "auto" and importlib.util.find_spec("vllm") is not None
     )
     if use_vllm:
         most = max(1, max(len(question["images"]) for question in questions))
         engine = VllmEngine(
-            arguments.model, arguments.dtype, arguments.max_new_tokens, arguments.tensor_parallel, most,
+            arguments.model, arguments.dtype, longest, arguments.tensor_parallel, most,
             arguments.vllm_options,
         )  # fmt: skip
     else:
-        engine = TransformersEngine(arguments.model, arguments.dtype, arguments.batch_size, arguments.max_new_tokens)
+        engine = TransformersEngine(arguments.model, arguments.dtype, arguments.batch_size, longest)
     failed = 0
     with (
         arguments.answers.open("a", encoding="utf-8") as output,

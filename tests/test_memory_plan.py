@@ -45,12 +45,39 @@ def test_cache_of_38b(config_38b):
     ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4}, True, "one card of 24 GB at 8k tokens"),
     ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4, "context": 65536}, False, "the long context"),
     ([8], {"quantization": "nf4", "offload_vision": True, "kv_bits": 2}, False, "16 GB of layers"),
+    ([80, 80], {"context": 98304}, True, "18 GB of activations on each card"),
+    ([80, 80], {"context": 131072}, False, "24 GB of activations on the second card, too"),
 ])  # fmt: skip
 def test_what_fits(config_38b, gpus, settings, fits, reason):
     plan = memory_plan.plan(config_38b, [size * GB for size in gpus], **{"context": 8192, **settings})
     assert (plan.problem is None) == fits, f"{reason}: {plan.problem or plan.used}"
     if fits:
         assert sum(plan.layers_of_gpu) == 64 and all(u <= a for u, a in zip(plan.used, plan.usable))
+
+
+@pytest.mark.parametrize(
+    "gpus, context", [([80, 80], 8192), ([80, 80], 98304), ([24] * 4 + [48], 8192), ([80, 24], 8192)]
+)
+def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypatch):
+    """Which knows nothing of a context."""
+    package = memory_plan.package
+    plan = memory_plan.plan(config_38b, [size * GB for size in gpus], context=context)
+    share = 1 - package.device_map.RESERVED_SHARE
+    monkeypatch.setattr(package.modeling, "free_memory", lambda: [share * size for size in plan.usable])
+    device_map = package.SkyworkChatModel._split_device_map(config_38b, 2, 2)
+    placed = [device for name, device in device_map.items() if ".layers." in name]
+    assert [placed.count(gpu) for gpu in range(len(gpus))] == plan.layers_of_gpu
+
+
+@pytest.mark.parametrize("gpus, size, why", [
+    ([80, 80], 2, "38 GB of weights on each"), ([80], None, "77 GB of weights"),
+    ([80, 24], None, "38 GB on a card of 24"), ([24] * 4, 4, "19 GB on each"),
+    ([40, 40, 40], None, "two of three cards, without room for a cache"),
+    ([48] * 3, 2, "a power of two"),
+])  # fmt: skip
+def test_tensor_parallel_size_of_vllm(config_38b, gpus, size, why):
+    parts = memory_plan.memory_parts(config_38b, context=8192)[0]
+    assert memory_plan.tensor_parallel_size(parts, [gpu * GB for gpu in gpus]) == size, why
 
 
 def test_longest_context_fits_and_a_longer_one_does_not(config_38b):

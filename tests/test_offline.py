@@ -21,9 +21,9 @@ def write(path, lines):
     return path
 
 
-def run(monkeypatch, engine, questions, answers):
+def run(monkeypatch, engine, questions, answers, *flags):
     monkeypatch.setattr(offline, "TransformersEngine", lambda *arguments: engine)
-    monkeypatch.setattr("sys.argv", ["offline", str(questions), str(answers), "--engine", "transformers"])
+    monkeypatch.setattr("sys.argv", ["offline", str(questions), str(answers), "--engine", "transformers", *flags])
     return offline.main()
 
 
@@ -54,15 +54,51 @@ def test_mixed_questions_equal_chat(monkeypatch, tmp_path, engine):
 def test_goes_on_after_an_interruption(monkeypatch, tmp_path, engine):
     questions = write(tmp_path / "questions.jsonl", [{"question": f"What is {n} + 1?"} for n in range(4)])
     answers = write(tmp_path / "answers.jsonl", [
-        {"id": "1", "question": "What is 0 + 1?", "text": "kept as it is"}, {"id": "2", "error": "tried again"},
+        {"id": "1", "question": "What is 0 + 1?", "text": "kept as it is"},
+        {"id": "2", "question": "What is 1 + 1?", "error": "tried again"},
         '{"id": "3", "question": "Wha',
     ])  # fmt: skip
+    answers.write_text(answers.read_text().rstrip("\n"))
     assert run(monkeypatch, engine, questions, answers) == 0
     found = [json.loads(line) for line in answers.read_text().splitlines()]
     assert found[0]["text"] == "kept as it is"
     assert sorted(entry["id"] for entry in found) == ["1", "2", "3", "4"]
     before = answers.read_text()
     assert run(monkeypatch, engine, questions, answers) == 0 and answers.read_text() == before
+
+
+def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tmp_path, engine):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}, {"question": "What is 1 + 1?"}])
+    answers = tmp_path / "answers.jsonl"
+
+    def ask(tokens):
+        monkeypatch.setattr(engine, "options", {"max_new_tokens": tokens, "do_sample": False})
+        assert run(monkeypatch, engine, questions, answers, "--max-new-tokens", str(tokens)) == 0
+        found = {entry["id"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
+        assert sorted(found) == ["1", "2"] and len(answers.read_text().splitlines()) == 2
+        return [(found[number]["finish_reason"], found[number]["tokens"]) for number in ("1", "2")]
+
+    assert ask(5) == [("length", 5)] * 2
+    again = ask(96)
+    assert [reason for reason, _ in again] == ["stop", "stop"] and all(5 < tokens < 96 for _, tokens in again)
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("my notes\nof today\n", "line 1: not JSON"), ('{"a": 1}\n', "line 1: no answer of an earlier run"),
+    ('{"id": "1", "question": "Another?", "answer": "x"}\n', "'Another.', but the question with the id '1' is '.' now"),
+])  # fmt: skip
+def test_a_file_that_holds_other_things_is_left_alone(tmp_path, text, reason):
+    path = tmp_path / "answers.jsonl"
+    path.write_text(text)
+    with pytest.raises(offline.LineError, match=reason):
+        offline.answered(path, [{"id": "1", "question": "?"}], 8)
+    assert path.read_text() == text
+
+
+def test_answers_that_cannot_be_written_fail_before_the_model_is_read(monkeypatch, tmp_path):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "?"}])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run(monkeypatch, None, questions, tmp_path / "nowhere" / "answers.jsonl")
 
 
 def test_one_bad_question_costs_no_other(monkeypatch, tmp_path, engine):
@@ -81,6 +117,9 @@ def test_one_bad_question_costs_no_other(monkeypatch, tmp_path, engine):
     ("{", "line 2: not JSON"), ('{"id": 1}', "expected an object"), ('{"question": "?", "image": "a"}', "unknown"),
     ('{"question": "?", "id": "1"}', "twice"), ('{"question": "?", "images": ["none.png"]}', "no such image"),
     ('{"question": "x", "images": [3]}', r'line 2: "images" is \[3\]; expected a list of paths'),
+    ('{"question": "x", "history": [{"role": "user", "content": "Hi"}]}', "line 2: Turn 1 of the history"),
+    ('{"question": "x", "history": [["Hi"]]}', "line 2: Turn 1 of the history"),
+    ('{"question": "x", "system": ["a"]}', r'line 2: "system" is \["a"\]; expected a text'),
 ])  # fmt: skip
 def test_bad_lines_are_named_before_anything_is_loaded(tmp_path, line, reason):
     with pytest.raises(offline.LineError, match=reason):
@@ -118,13 +157,14 @@ class Refusing:
     def generate(self, prompts, sampling, use_tqdm):
         if any(prompt["prompt_token_ids"] == ["long"] for prompt in prompts):
             raise ValueError("The prompt is longer than max_model_len")
-        output = types.SimpleNamespace(text="x</think>y", token_ids=[1, 2])
+        output = types.SimpleNamespace(text="x</think>y", token_ids=[1, 2], finish_reason="stop")
         return [types.SimpleNamespace(outputs=[output]) for _ in prompts]
 
 
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = offline.VllmEngine.__new__(offline.VllmEngine)
     engine.llm, engine.sampling, engine.tokenizer, engine.template = Refusing(), None, None, None
+    engine.opening = (True, "drop")
     monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
     questions = [
         {"id": str(number), "question": question, "images": images}
@@ -142,7 +182,7 @@ def test_lines_end_at_newlines_alone(tmp_path):
     path.write_text(
         json.dumps({"id": "1", "question": text, "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    assert offline.answered(path) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
+    assert offline.answered(path, [], 8) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert offline.read_questions(path)[0]["question"] == text
 
