@@ -160,6 +160,22 @@ def get_conv_template(name=None):
     return _TEMPLATES[0].copy()
 
 
+def checked_turns(history):
+    """The turns of a history, a list of (question, answer); None is an empty one. An answer may be None.
+
+    Raises:
+        ValueError: anything else, such as messages with roles, by its place.
+    """
+    turns = [] if history is None else history
+    if not isinstance(turns, (list, tuple)):
+        raise ValueError(f"history is {turns!r}: expected a list of (question, answer).")
+    for number, turn in enumerate(turns, 1):
+        is_pair = isinstance(turn, (list, tuple)) and len(turn) == 2
+        if not is_pair or not isinstance(turn[0], str) or not isinstance(turn[1], (str, type(None))):
+            raise ValueError(f"Turn {number} of the history is {turn!r}: expected (question, answer), two texts.")
+    return turns
+
+
 def place_images(question, history, num_images):
     """The question with the number of its images, and an `<image>` in front for each if it has none at all.
 
@@ -168,10 +184,10 @@ def place_images(question, history, num_images):
         num_images: images of the whole conversation.
 
     Raises:
-        ValueError: fewer images than the history is about.
+        ValueError: a history that is none, or fewer images than it is about.
     """
     own = num_images
-    for earlier, *_ in history or []:
+    for earlier, _ in checked_turns(history):
         own -= getattr(earlier, "num_images", min(own, earlier.count(IMAGE_PLACEHOLDER)))
     if own < 0:
         raise ValueError(
@@ -192,7 +208,7 @@ def open_conversation(template, question, history=None, system_message=""):
     """A copy of the template with the earlier turns and a question that waits for its answer."""
     conversation = template.copy()
     conversation.system_message = system_message
-    for earlier_question, answer in history or []:
+    for earlier_question, answer in checked_turns(history):
         conversation.append_message(conversation.roles[0], earlier_question)
         conversation.append_message(conversation.roles[1], answer)
     conversation.append_message(conversation.roles[0], question)

@@ -29,6 +29,7 @@ from .conversation import (
     IMAGE_PLACEHOLDER,
     IMAGE_START,
     THINK_END,
+    checked_turns,
     encode_segments,
     get_conv_template,
     open_conversation,
@@ -62,6 +63,7 @@ from .transformers_compat import (
     loading_keywords,
     one_static_cache_at_a_time,
     resolve_attention_of_config,
+    sets_a_length,
     share_attention,
     tokens_device,
 )
@@ -190,7 +192,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             kwargs["device_map"] = cls._split_device_map(config, *sizes, offload_vision)
         elif isinstance(kwargs.get("device_map"), dict):
             kwargs["device_map"] = clean_device_map(kwargs["device_map"], config.llm_config.num_hidden_layers)
-        if Path(pretrained_model_name_or_path).is_dir():  # so that its other files are found later, from anywhere
+        # Absolute, so that its other files are found later, from anywhere; None where all weights are in state_dict
+        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
             pretrained_model_name_or_path = str(Path(pretrained_model_name_or_path).absolute())
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
@@ -556,7 +559,8 @@ class SkyworkChatModel(SkyworkModelBase):
             question: text; each literal `<image>` stands for one image, the first for the first. Where the question
                 has none, the images that the history does not account for are put in front of it.
             generation_config: a dict of `generate`'s keywords (`max_new_tokens`, `do_sample`, `streamer`, …) or a
-                `GenerationConfig`. Neither is changed.
+                `GenerationConfig`; None is the checkpoint's. Neither is changed. Without `max_new_tokens` an answer may
+                take the rest of the context.
             history: earlier turns, a list of (question, answer), as returned. Not changed.
             return_history: return (answer, history with this turn) rather than the answer.
             num_patches_list: tiles of each image; None means that all tiles are of one image.
@@ -720,6 +724,8 @@ class SkyworkChatModel(SkyworkModelBase):
             GenerationInterrupted: on Ctrl-C, with what had been written of each answer.
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        if isinstance(questions, str):
+            raise ValueError(f"questions is one text, {questions!r}: pass a list, or call chat().")
         if not len(questions):
             return ([], []) if return_history else []
         num_patches_list = image_counts if num_patches_list is None else num_patches_list
@@ -772,6 +778,9 @@ class SkyworkChatModel(SkyworkModelBase):
         if generation_config is None:
             generation_config = self.generation_config
         options, config = _generation_options(generation_config, tokenizer, template)
+        if not sets_a_length(options, config):  # transformers would stop at 20 tokens
+            limit = self.config.llm_config.max_position_embeddings
+            options["max_new_tokens"] = max(1, limit - max(map(len, rows)))
         if streamer is not None:
             options["streamer"] = streamer
         if thinking_budget is not None and mode == "think":
@@ -916,9 +925,8 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
     def generate(self, inputs=None, generation_config=None, *arguments, **keywords):
         """As transformers', with compiled decoding wherever `cache_implementation="static"` is asked for."""
         keywords = compiled_decoding(keywords, generation_config, self.device, cpu_backend)
-        has_images = any(keywords.get(name) is not None for name in ("pixel_values", "image_features"))
         ids = keywords.get("input_ids") if inputs is None else inputs
-        if has_images and ids is not None:
+        if ids is not None:
             keywords["prompt_length"] = ids.shape[1]
         with one_static_cache_at_a_time(keywords, generation_config):
             return super().generate(inputs, generation_config, *arguments, **keywords)
@@ -951,7 +959,7 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         prompt_length=None,
         **kwargs,
     ):
-        """The language model's own inputs; the images go with the first step, which has their tokens.
+        """The language model's own inputs; the images go with the step that has their tokens.
 
         Args:
             prompt_length: tokens in front of the first that may be generated. Prompt lookup guesses what follows by
@@ -960,12 +968,24 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         inputs = self.language_model.prepare_inputs_for_generation(
             input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
         )
+        images = {"pixel_values": pixel_values, "image_features": image_features}
         if cached_length(past_key_values) == 0:
-            inputs.update(pixel_values=pixel_values, image_features=image_features)
-            ids = inputs.get("input_ids")
-            if ids is not None and prompt_length is not None and ids.shape[1] > prompt_length:
-                guessed = torch.arange(ids.shape[1], device=ids.device) >= prompt_length
-                inputs["input_ids"] = ids.masked_fill(guessed & (ids == self.img_context_token_id), 0)
+            inputs.update(images)
+        ids = inputs.get("input_ids")
+        if ids is None or prompt_length is None or ids.shape[1] == 1:  # plain decoding: nothing to look at
+            return inputs
+        positions = torch.arange(input_ids.shape[1], device=ids.device)
+        are_images = (input_ids == self.img_context_token_id) & (positions < prompt_length)
+        guessed = (ids == self.img_context_token_id) & ~are_images[:, -ids.shape[1] :]
+        inputs["input_ids"] = ids.masked_fill(guessed, 0)
+        if cached_length(past_key_values) and are_images[:, -ids.shape[1] :].any():
+            # A cache of earlier turns, and new images: of all tiles in the prompt those that the cache does not have
+            if len(ids) > 1:
+                raise ValueError("A cache of earlier turns takes new images in one conversation at a time (batch 1).")
+            tiles = int(are_images.sum()) // self.num_image_token
+            known = int(are_images[:, : -ids.shape[1]].sum()) // self.num_image_token
+            for name, value in images.items():
+                inputs[name] = value[known:] if value is not None and len(value) == tiles else value
         return inputs
 
 
@@ -1045,7 +1065,7 @@ def _deal_out(num_patches_list, pixel_values, questions, histories):
         if len(num_patches_list) != len(questions):
             raise ValueError(f"{len(questions)} questions but {len(num_patches_list)} entries in num_patches_list.")
         return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in num_patches_list]
-    texts = [[q, *(turn[0] for turn in h or [])] for q, h in zip(questions, histories)]
+    texts = [[q, *(earlier for earlier, _ in checked_turns(h))] for q, h in zip(questions, histories)]
     placeholders = [sum(text.count(IMAGE_PLACEHOLDER) for text in group) for group in texts]
     if sum(placeholders) == len(num_patches_list) and all(num_patches_list):
         remaining = iter(num_patches_list)

@@ -83,6 +83,17 @@ def stopping_decision(stop, input_ids):
     return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool) if at_least("4.39") else stop
 
 
+def sets_a_length(options, generation_config):
+    """Whether a call of `generate` says how long its output may be.
+
+    A `max_length` of 20 is what transformers puts into every config up to 4.57; nobody asks for it.
+    """
+    if any(options.get(name) is not None for name in ("max_new_tokens", "max_length")):
+        return True
+    asked = (getattr(generation_config, "max_new_tokens", None), getattr(generation_config, "max_length", None))
+    return asked[0] is not None or asked[1] not in (None, 20)
+
+
 def requested_cache(keywords, generation_config):
     """The `cache_implementation` that a call of `generate` asks for, or None."""
     return keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)

@@ -37,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--model", default=str(NANO), help="a directory or a Hub id")
     parser.add_argument("--image", nargs="*", help="image files or URLs; none for a question about text")
     parser.add_argument("--question")
-    parser.add_argument("--max-new-tokens", type=int, default=None, help="default: 256 for nano, 8192 for others")
+    parser.add_argument("--max-new-tokens", type=int, help="default: 8192, at most half of the context")
     return parser.parse_args()
 
 
@@ -67,17 +67,18 @@ def main():
     path = arguments.model
     if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
         raise FileNotFoundError(f"MODEL={path}: no such directory.")
-    is_default = is_nano(path) and arguments.image is None and arguments.question is None
+    is_default = arguments.image is None and arguments.question is None
     images = [str(DEFAULT_IMAGE)] if is_default else arguments.image or []
     for image in images:
         if not image.startswith(("http://", "https://")) and not Path(image).is_file():
             raise FileNotFoundError(f"IMAGE={image}: no such image file.")
-    question = arguments.question or (DEFAULT_QUESTION if is_nano(path) else "Describe this image.")
+    question = arguments.question or (DEFAULT_QUESTION if is_default or is_nano(path) else "Describe this image.")
     try:
         model, tokenizer, generation_config = load(path)
     except OSError as error:
         raise OSError(f"MODEL={path} could not be loaded: {error}") from error
-    generation_config.max_new_tokens = arguments.max_new_tokens or (256 if is_nano(path) else 8192)
+    half = model.config.llm_config.max_position_embeddings // 2
+    generation_config.max_new_tokens = arguments.max_new_tokens or min(8192, half)
     print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
     streamer = PrintedAnswer(tokenizer)
     options = {"streamer": streamer, **generation_config.to_diff_dict()}

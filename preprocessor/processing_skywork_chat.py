@@ -259,7 +259,12 @@ class SkyworkChatProcessor(ProcessorMixin):
         for key in IMAGE_KEYS:
             if part.get(key) is not None:
                 value = part[key]
-                return [value["url"] if isinstance(value, dict) else value]  # the image processor opens it
+                if isinstance(value, dict):  # of the OpenAI API, or an image that `datasets` did not decode
+                    known = [value[name] for name in ("url", "bytes", "path") if value.get(name) is not None]
+                    if not known:
+                        raise ValueError(f"An image part has {sorted(value)}: expected a url, bytes or a path.")
+                    value = known[0]
+                return [value]  # the image processor opens it
         return []
 
     def _protected_messages(self, messages):

@@ -242,6 +242,23 @@ def test_bad_calls_say_what_was_expected(nano_model, nano_tokenizer, tiles, seen
     assert not seen, "nothing expensive may run before the check"
 
 
+@pytest.mark.parametrize("history, words", [
+    ([{"role": "user", "content": "Hi"}], "Turn 1 of the history is {'role'"),
+    ([("Hi", "Hello"), ["Hi"]], r"Turn 2 of the history is \['Hi'\]: expected \(question, answer\)"),
+    ([("Hi", 3)], "Turn 1 of the history"), ("Hi", "history is 'Hi': expected a list"),
+])  # fmt: skip
+def test_other_forms_of_history_are_no_turns(nano_model, nano_tokenizer, history, words):
+    with pytest.raises(ValueError, match=words):
+        nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", GREEDY, history=history)
+    with pytest.raises(ValueError, match=words):
+        nano_model.batch_chat(nano_tokenizer, None, ["What is 3 + 4?"], GREEDY, history=[history])
+
+
+def test_a_batch_of_one_text_is_an_error(nano_model, nano_tokenizer):
+    with pytest.raises(ValueError, match=r"one text, 'What is 1 \+ 1\?': pass a list"):
+        nano_model.batch_chat(nano_tokenizer, None, "What is 1 + 1?", GREEDY)
+
+
 @pytest.mark.parametrize("call, words", [
     ({"num_patches_list": [[1], [1], []]}, ["2 questions", "3 entries"]),
     ({"num_patches_list": [1, 1, 1]}, ["3 images", "2 questions"]),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -27,6 +28,13 @@ def test_it_answers_about_the_shipped_image_from_anywhere(tmp_path):
     assert lines[0].startswith("Image:") and lines[1].startswith("Question:")
     assert "Thinking:" in lines and "Final answer:" in lines
     assert lines.index("Thinking:") < lines.index("Final answer:") and "\\boxed{0}" in done.stdout
+
+
+def test_another_checkpoint_is_asked_about_the_shipped_image(tmp_path):
+    """Such as the result of a fine-tuning, whose context may be as short."""
+    shutil.copytree(checkpoints.NANO, tmp_path / "mine")
+    done = run("--model", tmp_path / "mine")
+    assert done.returncode == 0 and "calculation_1.png" in done.stdout and "\\boxed{0}" in done.stdout, done.stderr
 
 
 def test_images_and_question_of_ones_own():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from transformers import GenerationConfig, StoppingCriteria, TextStreamer
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, TextStreamer
 
 from benchmarks.measure import resident_memory
 from tests import checkpoints
@@ -263,6 +263,15 @@ def test_other_image_tokens_are_refused(nano_model, nano_tokenizer, name):
         nano_model.batch_chat(nano_tokenizer, None, ["Hi"], GREEDY, **{name: "<picture>"})
 
 
+@pytest.mark.parametrize("config", [None, {"do_sample": False}, GenerationConfig(do_sample=False)])
+def test_without_a_length_an_answer_may_take_the_rest_of_the_context(nano_model, nano_tokenizer, config):
+    """Not the 20 tokens at which transformers stops."""
+    expected = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", GREEDY)
+    assert nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", config) == expected
+    shorter = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", {"do_sample": False, "max_new_tokens": 9})
+    assert expected.startswith(shorter) and shorter != expected
+
+
 class TestFasterDecoding:
     """Options of the generation config that change the time and not the tokens."""
 
@@ -296,6 +305,37 @@ class TestFasterDecoding:
         )
         expected = nano_standard.generate(**prompt, **GREEDY)
         assert torch.equal(nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected)
+
+    def test_prompt_lookup_that_runs_into_an_image(self, nano_standard, nano_processor):
+        """The answer begins as the text in front of the image does, so that a later guess is the image's tokens."""
+        parts = [{"type": "text", "text": "I see "}, {"type": "image", "image": COUNTING}]
+        parts.append({"type": "text", "text": "How many shapes are in the image?"})
+        prompt = nano_processor.apply_chat_template(
+            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            return_tensors="pt",
+        )  # fmt: skip
+        expected = nano_standard.generate(**prompt, **GREEDY)
+        assert torch.equal(nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected)
+
+    @pytest.mark.parametrize("given", ["all tiles", "the new ones"])
+    def test_a_cache_of_earlier_turns_takes_a_new_image(self, nano_standard, nano_processor, given):
+        """As if the whole conversation had been read at once."""
+        ask = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        content = [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "Calculate."}]
+        first = nano_processor.apply_chat_template([{"role": "user", "content": content}], **ask)
+        cache = DynamicCache()
+        read = nano_standard.generate(**first, **GREEDY, past_key_values=cache)
+        new = nano_processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image", "image": COUNTING}, {"type": "text", "text": "Count."}]}],
+            **ask,
+        )
+        ids = torch.cat([read, new["input_ids"][:, 1:]], dim=1)
+        whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        tiles = torch.cat([first["pixel_values"], new["pixel_values"]])
+        expected = nano_standard.generate(**whole, pixel_values=tiles, **GREEDY)
+        tiles = tiles if given == "all tiles" else new["pixel_values"]
+        again = nano_standard.generate(**whole, pixel_values=tiles, past_key_values=cache, **GREEDY)
+        assert torch.equal(again, expected)
 
     def test_static_cache_compiles_on_a_cpu(self, nano_model, nano_tokenizer, monkeypatch):
         calls = []

@@ -204,6 +204,12 @@ def test_splitting_over_no_gpu_is_an_error(golden_path):
         AutoModel.from_pretrained(golden_path, device_map="split", **OPTIONS)
 
 
+def test_weights_can_come_without_a_repository(nano_model):
+    package = load_package()
+    model = package.SkyworkChatModel.from_pretrained(None, config=nano_model.config, state_dict=nano_model.state_dict())
+    assert torch.equal(model.mlp1[1].weight, nano_model.mlp1[1].weight)
+
+
 def test_unknown_keywords_are_named(golden_path):
     with pytest.raises(TypeError, match="use_flashattn"):
         AutoModel.from_pretrained(golden_path, use_flashattn=True, **OPTIONS)

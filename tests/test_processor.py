@@ -1,6 +1,7 @@
 """The processor: messages to model inputs, the same ids as chat(), and the standard class through a pipeline."""
 
 import base64
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,6 +59,8 @@ def chat_ids(processor, turns, counts, system=""):
         lambda: {"type": "image_url", "image_url": {"url": "data:image/png;base64," + as_base64(CALCULATION)}},
         id="OpenAI's image_url",
     ),
+    pytest.param(lambda: image({"bytes": Path(CALCULATION).read_bytes(), "path": None}), id="datasets, not decoded"),
+    pytest.param(lambda: image({"bytes": None, "path": str(CALCULATION)}), id="a path of datasets"),
 ])  # fmt: skip
 def test_images_of_messages(nano_processor, part):
     inputs = inputs_of(nano_processor, [user(part(), text("What?"))])
@@ -66,6 +69,11 @@ def test_images_of_messages(nano_processor, part):
     assert inputs["input_ids"][0].tolist() == chat_ids(
         nano_processor, ["<image>\nWhat?"], expected["num_patches"].tolist()
     )
+
+
+def test_an_image_part_of_another_form_is_named(nano_processor):
+    with pytest.raises(ValueError, match=r"An image part has \['file_id'\]: expected a url, bytes or a path"):
+        inputs_of(nano_processor, [user(image({"file_id": "7"}), text("What?"))])
 
 
 def test_settings_of_the_image_processor_hold_for_messages(nano_processor, tmp_path):
