@@ -2,6 +2,11 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and nothing may hang on it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # of two (make test): a core and a copy of remote code for each
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_MODULES_CACHE"] = os.path.join(
+        os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), f"modules_{worker}"
+    )
 
 import pytest
 import torch
@@ -9,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from tests import checkpoints
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if worker else 2)
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from evaluation import nano as evaluation
 from tests import checkpoints
+from training import sft
 from training.nano import data, draw, encoder, pipeline, samples
 from training.nano.encoder import group_patches, normalize
 from training.nano.package import load_package
@@ -255,7 +256,9 @@ def test_wrong_answers_are_wrong():
 @pytest.fixture(scope="module")
 def smoke_run(tmp_path_factory):
     """Every stage of the nano replica, a few steps each."""
-    run = pipeline.Pipeline(tmp_path_factory.mktemp("nano"), pipeline.SMOKE)
+    run = pipeline.Pipeline(
+        tmp_path_factory.mktemp("nano"), pipeline.SMOKE, train=lambda arguments: sft.train(*sft.parse(arguments))
+    )
     run.all()
     return run
 

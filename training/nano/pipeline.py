@@ -48,11 +48,23 @@ SMOKE = {
 KEPT_SHARE = 0.5  # of init_2, by the judge
 
 
-class Pipeline:
-    """Stages by name; each is run unless its result is there, and its seconds are kept in times.json."""
+def train_in_a_process(arguments):
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    subprocess.run([sys.executable, "-m", "training.sft", *arguments], check=True, cwd=ROOT, env=environment)
 
-    def __init__(self, folder, sizes, seed=0):
-        self.folder, self.sizes, self.seed = Path(folder), sizes, seed
+
+class Pipeline:
+    """Stages by name; each is run unless its result is there, and its seconds are kept in times.json.
+
+    Args:
+        folder: of all results.
+        sizes: steps, or samples, of each stage.
+        seed: of everything random.
+        train: runs `training.sft` with a list of arguments; by default in a process of its own, as a user would.
+    """
+
+    def __init__(self, folder, sizes, seed=0, train=train_in_a_process):
+        self.folder, self.sizes, self.seed, self.train = Path(folder), sizes, seed, train
         self.folder.mkdir(parents=True, exist_ok=True)
         self.times_path = self.folder / "times.json"
 
@@ -126,23 +138,19 @@ class Pipeline:
         )
 
     def _train(self, recipe, name=None, start=None):
-        """A recipe in a process of its own, as a user would start it, on this pipeline's folder."""
+        """A recipe, on this pipeline's folder."""
         name = name or recipe
         stage = {"mlp_init_1": "init_1", "mlp_init_2": "init_2_selected", "mlp_init_3": "init_3"}.get(recipe, "alignment")
         previous = {
             "mlp_init_1": "substitute", "mlp_init_2": "mlp_init_1/model", "mlp_init_3": "mlp_init_2/model",
             "alignment_sft": "swapped",
         }[recipe]  # fmt: skip
-        command = [
-            sys.executable, "-m", "training.sft", "--config", str(RECIPES / f"{recipe}.yaml"),
+        arguments = [
+            "--config", str(RECIPES / f"{recipe}.yaml"),
             "--model", str(self.folder / (start or previous)), "--data", str(self.folder / "data" / f"{stage}.jsonl"),
             "--output_dir", str(self.folder / name), "--seed", str(self.seed),
         ]  # fmt: skip
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        self.run(
-            name, self.folder / name / "summary.json",
-            lambda: subprocess.run(command, check=True, cwd=ROOT, env=environment),
-        )  # fmt: skip
+        self.run(name, self.folder / name / "summary.json", lambda: self.train(arguments))
 
     def rows(self):
         """Name, checkpoint and whether it is asked in words, of every row of the table."""
