@@ -246,6 +246,7 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
 @pytest.mark.parametrize("answer, learned", [
     ("think\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
     ("<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),  # the template opens the thinking itself
+    ("\n<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),  # as many data sets have it
     ("Answer: 3", "\n</think>\n\nAnswer: 3"),  # no reasoning: the thinking is closed at once
     ("a</think>b </think> c", "a</think>b </think> c"),
 ])  # fmt: skip
