@@ -969,16 +969,17 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
             input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
         )
         images = {"pixel_values": pixel_values, "image_features": image_features}
-        if cached_length(past_key_values) == 0:
+        is_first = cached_length(past_key_values) == 0
+        if is_first:
             inputs.update(images)
         ids = inputs.get("input_ids")
         if ids is None or prompt_length is None or ids.shape[1] == 1:  # plain decoding: nothing to look at
             return inputs
         positions = torch.arange(input_ids.shape[1], device=ids.device)
         are_images = (input_ids == self.img_context_token_id) & (positions < prompt_length)
-        guessed = (ids == self.img_context_token_id) & ~are_images[:, -ids.shape[1] :]
-        inputs["input_ids"] = ids.masked_fill(guessed, 0)
-        if cached_length(past_key_values) and are_images[:, -ids.shape[1] :].any():
+        are_new = are_images[:, -ids.shape[1] :]
+        inputs["input_ids"] = ids.masked_fill((ids == self.img_context_token_id) & ~are_new, 0)
+        if not is_first and are_new.any():
             # A cache of earlier turns, and new images: of all tiles in the prompt those that the cache does not have
             if len(ids) > 1:
                 raise ValueError("A cache of earlier turns takes new images in one conversation at a time (batch 1).")

@@ -16,6 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 URL_TIMEOUT = 30  # seconds
+LONGEST_PATH = 1024  # characters; a longer text is base64
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -83,8 +84,8 @@ def _find(source):
         return source[:40], io.BytesIO(_decode(source.split(",", 1)[-1], source[:40]))
     if source.startswith("file://"):
         return _find_path(Path(urllib.request.url2pathname(source[len("file://") :])))
-    # Base64 has letters, digits, +, / and =, and is longer than any path
-    if len(source) > 1024 or not _exists(source):
+    # Base64 has letters, digits, +, / and =
+    if len(source) > LONGEST_PATH or not _exists(source):
         decoded = _looks_like_base64(source)
         if decoded is not None:
             return f"base64 text {source[:16]}…", io.BytesIO(decoded)

@@ -148,14 +148,12 @@ def plan(config, gpus, **settings):
     used[0] += sum(part.bytes for part in parts if part.place == "first")
     further = sum(part.bytes for part in parts if part.place == "further")
     used = [ALLOCATOR_SLACK * (size + (further if gpu and counts[gpu] else 0)) for gpu, size in enumerate(used)]
-    over = [gpu for gpu in range(len(gpus)) if used[gpu] > usable[gpu]]
-    problem = None
-    if over:
-        gpu = over[0]
-        problem = (
-            f"GPU {gpu} needs {used[gpu] / 1e9:.1f} GB with cache and activations, and has {usable[gpu] / 1e9:.1f} GB."
-        )
-    return Plan(parts, counts, used, usable, problem)
+    problems = (
+        f"GPU {gpu} needs {needed / 1e9:.1f} GB with cache and activations, and has {there / 1e9:.1f} GB."
+        for gpu, (needed, there) in enumerate(zip(used, usable))
+        if needed > there
+    )
+    return Plan(parts, counts, used, usable, next(problems, None))
 
 
 def longest_context(config, gpus, **settings):

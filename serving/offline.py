@@ -19,8 +19,9 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from preprocessor.image_loading import open_image
 from training.nano.package import load_package
@@ -137,9 +138,6 @@ class TransformersEngine:
     """`batch_chat`, in batches of questions with about as many image tiles and as long a text."""
 
     def __init__(self, model, dtype, batch_size, max_new_tokens, device=None):
-        import torch
-        from transformers import AutoModel, AutoTokenizer
-
         device_map = "split" if device is None and torch.cuda.is_available() else device
         self.model = AutoModel.from_pretrained(
             model, torch_dtype=getattr(torch, dtype), device_map=device_map, trust_remote_code=True
@@ -211,7 +209,6 @@ class VllmEngine:
     """vLLM's offline engine, which batches continuously."""
 
     def __init__(self, model, dtype, max_new_tokens, tensor_parallel, max_images, extra):
-        from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
         from vllm import LLM, SamplingParams
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)

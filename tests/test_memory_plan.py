@@ -129,13 +129,17 @@ class TestAgainstMeasuredMemory:
         return models.build_config(**self.SHAPES)
 
     @pytest.fixture(scope="class")
+    def model(self, config):
+        return models.build_ours(config, dtype=torch.bfloat16)
+
+    @pytest.fixture(scope="class")
     def measured(self):
         command = [sys.executable, "-c", MEASURE, json.dumps(self.SHAPES)]
         return json.loads(subprocess.run(command, cwd=checkpoints.ROOT, stdout=subprocess.PIPE, check=True).stdout)
 
     @pytest.mark.parametrize("context", [512, 2048])
-    def test_cache_is_exact(self, config, context):
-        model, cache = models.build_ours(config, dtype=torch.bfloat16), DynamicCache()
+    def test_cache_is_exact(self, config, model, context):
+        cache = DynamicCache()
         with torch.no_grad():
             model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

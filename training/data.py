@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from preprocessor.image_loading import open_image
+from preprocessor.image_loading import LONGEST_PATH, open_image
 from preprocessor.tiling import count_tiles
 from training.nano.package import load_package
 
@@ -206,8 +206,8 @@ class Encoder:
 
 
 def local_path(image, image_root=None):
-    """Where the file of an image lies, or None: a URL, base64 text (which is longer than a path), or no text at all."""
-    if not isinstance(image, str) or "://" in image or image.startswith("data:") or len(image) > 1024:
+    """Where the file of an image lies, or None: a URL, base64 text, or no text at all."""
+    if not isinstance(image, str) or "://" in image or image.startswith("data:") or len(image) > LONGEST_PATH:
         return None
     return Path(image_root or "") / image
 

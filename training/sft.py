@@ -260,9 +260,13 @@ def check_same_run(folder, described):
 
 
 def checkpoints_of(folder):
-    """(step, directory) of what Trainer has written below output_dir; `checkpoint-200-merged` is the user's own."""
-    numbers = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in Path(folder).glob("checkpoint-*")}
-    return sorted((int(found[1]), path) for path, found in numbers.items() if found)
+    """What Trainer has written below output_dir, by step; `checkpoint-200-merged` is the user's own."""
+    named = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint):
+    return int(str(checkpoint).rpartition("-")[2])
 
 
 def last_checkpoint(folder):
@@ -271,7 +275,7 @@ def last_checkpoint(folder):
     A checkpoint's trainer_state.json is the last file to be written.
     """
     last = None
-    for _, path in checkpoints_of(folder):
+    for path in checkpoints_of(folder):
         try:
             json.loads((path / "trainer_state.json").read_text())["global_step"]
             last = str(path)
@@ -284,7 +288,7 @@ def last_checkpoint(folder):
 def finished(folder, recipe, config, checkpoint):
     """The summary of a run that was finished before, or None. Trainer would take one step beyond `max_steps`."""
     folder = Path(folder)
-    if checkpoint is None or not 0 < config.max_steps <= int(checkpoint.rpartition("-")[2]):
+    if checkpoint is None or not 0 < config.max_steps <= step_of(checkpoint):
         return None
     results = [folder / "summary.json", *(folder / name for name in recipe.save)]
     return json.loads(results[0].read_text()) if all(path.exists() for path in results) else None

@@ -49,6 +49,7 @@ KEPT_SHARE = 0.5  # of init_2, by the judge
 
 
 def train_in_a_process(arguments):
+    """`python -m training.sft` with these arguments, whose memory is free again afterwards."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     subprocess.run([sys.executable, "-m", "training.sft", *arguments], check=True, cwd=ROOT, env=environment)
 
