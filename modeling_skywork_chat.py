@@ -857,7 +857,8 @@ class SkyworkChatModel(SkyworkModelBase):
         """PIL images or paths to (pixel_values, tiles of each), with the image processor of this repository."""
         if self._image_processor is None:
             self._image_processor = load_image_processor(self)
-        features = self._image_processor(images=images, return_tensors="pt")
+        dtype = self.vision_model.embeddings.patch_embedding.weight.dtype
+        features = self._image_processor(images=images, dtype=dtype, return_tensors="pt")
         return features["pixel_values"], [int(count) for count in features["num_patches"]]
 
 

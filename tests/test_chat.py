@@ -105,6 +105,15 @@ def test_images_in_place_of_tiles(nano_model, nano_tokenizer, tiles, given):
     assert nano_model.chat(nano_tokenizer, given(), "What?", GREEDY) == expected
 
 
+def test_images_become_tiles_in_the_models_dtype(nano_model, nano_tokenizer, tiles, seen):
+    """For a model in bf16 never in float32, which takes twice the memory; the answer is that to float32's tiles."""
+    pixel_values, counts = tiles
+    model = copy.deepcopy(nano_model).to(torch.bfloat16)
+    answers = [model.chat(nano_tokenizer, given, "What?", GREEDY) for given in (CALCULATION, pixel_values[: counts[0]])]
+    assert answers[0] == answers[1] and seen[0]["pixel_values"].dtype == torch.bfloat16
+    assert torch.equal(seen[0]["pixel_values"], pixel_values[: counts[0]].to(torch.bfloat16))
+
+
 def test_batch_of_any_mix_equals_single_calls(nano_model, nano_tokenizer, tiles):
     pixel_values, counts = tiles
     first, second = pixel_values.split(counts)

@@ -52,6 +52,33 @@ def test_fast_resize_is_close(size, smooth, most, tmp_path):
     assert fast.shape == exact.shape and levels.max() <= most and levels.mean() <= 0.6
 
 
+@pytest.mark.parametrize("fast", [False, True], ids=["exact", "fast_resize"])
+@pytest.mark.parametrize("dtype, expected", [
+    (torch.bfloat16, torch.bfloat16),
+    ("bfloat16", torch.bfloat16),
+    ("torch.float16", torch.float16),
+    (torch.float64, torch.float64),
+    (None, torch.float32),
+])  # fmt: skip
+def test_pixel_values_in_another_dtype(dtype, expected, fast, tmp_path):
+    """As the model card's snippet does it: float32, then `.to(dtype)`."""
+    path = save(picture(1000, 600), tmp_path)
+    values = SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"]
+    float32 = SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"] if fast else CARD["load_image"](path)
+    assert values.dtype == expected and torch.equal(values, float32.to(expected))
+
+
+@pytest.mark.parametrize("dtype, return_tensors, message", [
+    ("int8", "pt", "dtype='int8' is no floating dtype"),
+    ("bf16", "pt", "dtype='bf16' is no floating dtype"),
+    (np.float32, "pt", "is no floating dtype of torch; expected torch.bfloat16"),
+    (torch.bfloat16, "np", "numpy has no torch.bfloat16; take return_tensors='pt'"),
+])  # fmt: skip
+def test_a_dtype_that_cannot_be(dtype, return_tensors, message):
+    with pytest.raises(ValueError, match=message):
+        SkyworkImageProcessor()(picture(100, 100), dtype=dtype, return_tensors=return_tensors)
+
+
 @pytest.mark.parametrize("max_num", [1, 4, 6])
 def test_other_numbers_of_tiles(max_num, tmp_path):
     path = save(picture(300, 500), tmp_path)
