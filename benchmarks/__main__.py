@@ -34,7 +34,8 @@ class Preset:
     Attributes:
         vision: (shape, layers or None for all, dtype).
         language: (shape, layers, dtype) for decoding; tokens are compared, so fp32 where there is time for it.
-        whole: (vision shape, layers, language shape, layers, dtype) for the first token, turns, loading and growth.
+        whole: (vision shape, layers, language shape, layers, dtype) for the first token, turns and growth.
+        loading: as `whole`; it is written to the disk twice.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Preset:
     new_tokens: int
     batches: tuple
     whole: tuple
+    loading: tuple
     first_token_tiles: tuple
     growth_tiles: tuple
     growth_context: tuple
@@ -60,6 +62,7 @@ PRESETS = {
         new_tokens=48,
         batches=(1, 8, 32),
         whole=("300m", 2, "0.5b", 2, "bfloat16"),
+        loading=("300m", 2, "0.5b", 2, "bfloat16"),
         first_token_tiles=(1, 7, 13),
         growth_tiles=(4, 8, 16),
         growth_context=(512, 1024, 2048),
@@ -73,6 +76,7 @@ PRESETS = {
         new_tokens=128,
         batches=(1, 8, 32),
         whole=("6b", None, "32b", None, "bfloat16"),
+        loading=("6b", None, "32b", 2, "bfloat16"),
         first_token_tiles=(1, 7, 13),
         growth_tiles=(16, 32, 64),
         growth_context=(1024, 2048, 4096, 8192, 16384, 32768),
@@ -86,6 +90,7 @@ PRESETS = {
         new_tokens=4,
         batches=(1, 2),
         whole=("300m", 1, "small", 1, "float32"),
+        loading=("300m", 1, "small", 1, "float32"),
         first_token_tiles=(1, 2),
         growth_tiles=(1, 2),
         growth_context=(64, 128),
@@ -155,6 +160,9 @@ def preprocessing(preset, report, repeats):
                     }
                     seconds = measure.alternate(contenders, repeats)
                     report.add_times("preprocessing", f"{case}, {name_of_dtype}", seconds, name, count, "images/s")
+                    for contender, function in contenders.items():
+                        peak = measure.peak_memory(function) / 2**20
+                        report.add("preprocessing, extra memory", f"{case}, {name_of_dtype}", contender, peak, "MiB")
             fast = processor(chosen, fast_resize=True)["pixel_values"]
             levels = ((card - fast).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255).max()
             report.add("preprocessing", case, "fast_resize, largest difference", round(levels.item(), 2), "of 255")
@@ -247,6 +255,9 @@ def decoding(preset, report, repeats):
             versus = {name: seconds[name] for name in ("ours, static", "transformers InternVL")}
             compared = measure.ratio(versus, "ours, static", "transformers InternVL")
             report.add("decoding", case, "ours, static, against InternVL", compared["median"], "x", ratio=compared)
+            for name, function in contenders.items():
+                peak = measure.peak_memory(function, device) / 2**20
+                report.add("decoding, extra memory", case, name, round(peak, 1), "MiB")
             if batch == 1:
                 report_bandwidth(report, case, ours, medians["ours, static"] / new, device)
 
@@ -265,7 +276,8 @@ def traces(preset, report, repeats):
     """The nano checkpoint's own reasoning, through `chat()`: ways to decode that change the time and not the tokens."""
     from training.nano import draw
 
-    model = AutoModel.from_pretrained(measure.ROOT / "nano", dtype=torch.float32, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(measure.ROOT / "nano", dtype=torch.float32, trust_remote_code=True)
+    model = model.to(preset.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(measure.ROOT / "nano", trust_remote_code=True)
     rng = np.random.default_rng(3)
     drawings = [draw.draw_calculation(rng) for _ in range(max(1, preset.pictures // 4))]
@@ -297,8 +309,8 @@ def traces(preset, report, repeats):
             report.add("traces", case, how, round(tokens / medians[how], 1), "tokens/s", same_answers=same, **compared)
 
 
-def build_whole(preset):
-    vision_shape, vision_layers, language, language_layers, dtype_name = preset.whole
+def build_whole(preset, shapes=None):
+    vision_shape, vision_layers, language, language_layers, dtype_name = shapes or preset.whole
     config = models.build_config(vision_shape, language, vision_layers, language_layers)
     ours = models.build_ours(config, preset.device, dtype_of(dtype_name))
     name = f"InternViT-{vision_shape.upper()} {config.vision_config.num_hidden_layers} layers + Qwen2-{language} "
@@ -351,7 +363,7 @@ def turns(preset, report, repeats):
 
 def loading(preset, report, repeats):
     """`from_pretrained` on the same bytes (in the page cache), and the memory it takes."""
-    config, ours, name = build_whole(preset)
+    config, ours, name = build_whole(preset, preset.loading)
     theirs = models.build_internvl(config, ours.state_dict(), config.image_token_id, device=preset.device)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"ours": f"{folder}/ours", "transformers InternVL": f"{folder}/theirs"}
@@ -445,11 +457,14 @@ def main():
     transformers.logging.disable_progress_bar()
     chosen = arguments.benchmarks or list(BENCHMARKS)
     report = measure.Report(preset.device, {"preset": arguments.preset, "repeats": arguments.repeats})
-    for name in chosen:
-        BENCHMARKS[name](preset, report, arguments.repeats)
     full = not arguments.benchmarks and arguments.preset != "smoke"
     default = Path(__file__).parent / "results" / f"{arguments.preset}.json" if full else None
-    report.finish(arguments.output or default)
+    path = arguments.output or default
+    for name in chosen:
+        BENCHMARKS[name](preset, report, arguments.repeats)
+        report.keep(path)
+        measure.release(preset.device)
+    report.finish(path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import json
 import math
 import platform
@@ -78,6 +79,14 @@ def resident_memory(field):
         if line.startswith(field + ":"):
             return 1024 * int(line.split()[1])
     raise OSError(f"/proc/self/status has no {field}.")
+
+
+def release(device):
+    """Give back what the last benchmark's models hold: a compiled model refers to itself, a CUDA graph to memory."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def growth(sizes, values):
@@ -174,12 +183,18 @@ class Report:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
+    def keep(self, path):
+        """Write what is measured so far beside the file of the record, so that an error later does not lose it."""
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{path}.partial").write_text(json.dumps(self.record, indent=1) + "\n")
+
     def finish(self, path):
         """Print the table and the JSON, and keep the record in a file."""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
         print(self.table())
         if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(self.record, indent=1) + "\n")
+            self.keep(path)
+            Path(f"{path}.partial").replace(path)
         print(json.dumps(self.record))

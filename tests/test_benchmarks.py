@@ -69,6 +69,23 @@ def test_every_benchmark_runs(tmp_path):
     assert record["machine"]["torch"] and record["machine"]["commit"]
 
 
+def test_an_error_keeps_what_was_measured_before_it(monkeypatch, tmp_path):
+    """And leaves an earlier record alone."""
+
+    def fails(preset, report, repeats):
+        raise MemoryError("too large")
+
+    measured = {"first": lambda preset, report, repeats: report.add("first", "case", "ours", 1.0, "s"), "second": fails}
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", measured)
+    path = tmp_path / "record.json"
+    path.write_text("earlier")
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "first", "second", "--output", str(path)])
+    with pytest.raises(MemoryError):
+        benchmarks.main()
+    kept = json.loads((tmp_path / "record.json.partial").read_text())
+    assert [row["benchmark"] for row in kept["rows"]] == ["first"] and path.read_text() == "earlier"
+
+
 def test_refuses_what_it_does_not_know(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "speed"])
     with pytest.raises(SystemExit):
