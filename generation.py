@@ -200,6 +200,7 @@ def check_context(length, max_new_tokens, limit):
         )
     if max_new_tokens is not None and max_new_tokens > room:
         raise ValueError(
-            f"The prompt has {length} tokens and max_new_tokens is {max_new_tokens}, together more than the model's "
-            f"context of {limit}: set max_new_tokens to at most {room}, or shorten the prompt."
+            f"The prompt has {length} tokens, and {max_new_tokens} new ones are allowed (max_new_tokens, or what "
+            f"max_length leaves), together more than the model's context of {limit}: set max_new_tokens to at most "
+            f"{room}, or shorten the prompt."
         )

@@ -61,7 +61,9 @@ from .transformers_compat import (
     hub_keywords_of,
     load_image_processor,
     loading_keywords,
+    new_tokens,
     one_static_cache_at_a_time,
+    requested_cache,
     resolve_attention_of_config,
     sets_a_length,
     share_attention,
@@ -516,8 +518,10 @@ class SkyworkChatModel(SkyworkModelBase):
         longest = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=-1).max())
-        max_new_tokens = generate_kwargs.get("max_new_tokens", getattr(generation_config, "max_new_tokens", None))
-        check_context(longest, max_new_tokens, self.config.llm_config.max_position_embeddings)
+        check_context(
+            longest, new_tokens(generate_kwargs, generation_config, longest),
+            self.config.llm_config.max_position_embeddings,
+        )  # fmt: skip
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, None, visual_features, image_token_id)
         if output_hidden_states is not None:
@@ -778,13 +782,19 @@ class SkyworkChatModel(SkyworkModelBase):
         if generation_config is None:
             generation_config = self.generation_config
         options, config = _generation_options(generation_config, tokenizer, template)
+        longest = max(map(len, rows))
         if not sets_a_length(options, config):  # transformers would stop at 20 tokens
-            limit = self.config.llm_config.max_position_embeddings
-            options["max_new_tokens"] = max(1, limit - max(map(len, rows)))
+            if "static" in str(requested_cache(options, config)):
+                raise ValueError(
+                    "cache_implementation='static' without a length: the whole cache is allocated at once, and every "
+                    "token attends over all of it. Set max_new_tokens."
+                )
+            options["max_new_tokens"] = max(1, self.config.llm_config.max_position_embeddings - longest)
         if streamer is not None:
             options["streamer"] = streamer
         if thinking_budget is not None and mode == "think":
-            budget = _thinking_budget(tokenizer, template, thinking_budget, options, config)
+            most = new_tokens(options, config, longest)
+            budget = _thinking_budget(tokenizer, template, thinking_budget, most)
             options["logits_processor"] = [*(options.get("logits_processor") or []), budget]
         written = Written() if written is None else written
         options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), written]
@@ -793,8 +803,13 @@ class SkyworkChatModel(SkyworkModelBase):
         input_ids, attention_mask = left_pad(rows, options["pad_token_id"], device)
         kept = images.features if isinstance(images, ImageFeatures) else None
 
-        def texts_of(ids):
-            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        stops = _ids(options.get("eos_token_id", getattr(config, "eos_token_id", None)))
+
+        def texts_of(rows):
+            rows = [row.tolist() if torch.is_tensor(row) else row for row in rows]
+            # A row that has ended is padded, with a token that may be an ordinary one
+            ends = [next((end for end, token in enumerate(row) if token in stops), len(row)) for row in rows]
+            texts = tokenizer.batch_decode([row[:end] for row, end in zip(rows, ends)], skip_special_tokens=True)
             return [text.split(template.sep.strip())[0].strip() for text in texts]
 
         try:
@@ -1068,7 +1083,9 @@ def _deal_out(num_patches_list, pixel_values, questions, histories):
             raise ValueError(f"{len(questions)} questions but {len(num_patches_list)} entries in num_patches_list.")
         return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in num_patches_list]
     texts = [[q, *(earlier for earlier, _ in checked_turns(h))] for q, h in zip(questions, histories)]
-    placeholders = [sum(text.count(IMAGE_PLACEHOLDER) for text in group) for group in texts]
+    placeholders = [
+        sum(getattr(text, "num_images", text.count(IMAGE_PLACEHOLDER)) for text in group) for group in texts
+    ]
     if sum(placeholders) == len(num_patches_list) and all(num_patches_list):
         remaining = iter(num_patches_list)
         return [[next(remaining) for _ in range(count)] for count in placeholders]
@@ -1081,12 +1098,16 @@ def _deal_out(num_patches_list, pixel_values, questions, histories):
 
 
 def _as_dict(generation_config):
-    """The keywords in a generation config that is not a `GenerationConfig`."""
-    is_object = isinstance(generation_config, GenerationConfig)
-    return {} if is_object or generation_config is None else dict(generation_config)
+    """The keywords in a generation config that is not a `GenerationConfig`.
+
+    The dicts in it are copied, too: transformers 4.56 to 5.18 writes into `cache_config`.
+    """
+    if isinstance(generation_config, GenerationConfig) or generation_config is None:
+        return {}
+    return {name: dict(value) if isinstance(value, dict) else value for name, value in generation_config.items()}
 
 
-def _thinking_budget(tokenizer, template, budget, options, config):
+def _thinking_budget(tokenizer, template, budget, max_new_tokens):
     """The processor that closes the thinking as the template does where it is skipped."""
     closing = encode_segments(tokenizer, [(template.skipped_thinking, True)])
     think_end_id = token_id(tokenizer, THINK_END)
@@ -1095,11 +1116,10 @@ def _thinking_budget(tokenizer, template, budget, options, config):
             f"thinking_budget={budget}: the tokenizer has no token {THINK_END} that could close a thinking."
         )
     processor = ThinkingBudget(budget, closing, think_end_id, GENERATED_FROM)
-    longest = options.get("max_new_tokens", getattr(config, "max_new_tokens", None))
-    if longest is not None and longest <= budget + len(closing):
+    if max_new_tokens is not None and max_new_tokens <= budget + len(closing):
         raise ValueError(
-            f"thinking_budget={budget} and max_new_tokens={longest}: the thinking and the {len(closing)} tokens that "
-            "close it leave no room for an answer; raise max_new_tokens or lower the budget."
+            f"thinking_budget={budget} and max_new_tokens={max_new_tokens}: the thinking and the {len(closing)} tokens "
+            "that close it leave no room for an answer; raise max_new_tokens or lower the budget."
         )
     return processor
 
@@ -1126,6 +1146,11 @@ def _generation_options(generation_config, tokenizer, template):
     else:
         options["pad_token_id"] = config.pad_token_id
     return options, config
+
+
+def _ids(token_ids):
+    """A set of ids from one, a list or None, as generation configs have them."""
+    return set(token_ids) if isinstance(token_ids, (list, tuple, set)) else {token_ids}
 
 
 def left_pad(rows, pad_token_id, device):

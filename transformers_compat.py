@@ -20,6 +20,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 TRANSFORMERS_VERSION = version.parse(transformers.__version__)
+TORCH_VERSION = version.parse(torch.__version__).release
 # Modules that stay in full width where weights are quantized: they are small and lose most
 KEPT_WHOLE = ("vision_model", "mlp1", "language_model.lm_head")
 # Bytes of a quantized weight: int8 has a float scale for each row, nf4 a byte-sized one for each 64 weights (QLoRA,
@@ -94,28 +95,42 @@ def sets_a_length(options, generation_config):
     return asked[0] is not None or asked[1] not in (None, 20)
 
 
+def new_tokens(options, generation_config, prompt_length):
+    """How many tokens a call of `generate` may add to a prompt: `max_new_tokens`, what `max_length` leaves, or None."""
+    if not sets_a_length(options, generation_config):
+        return None
+    for asked in (options, vars(generation_config) if generation_config is not None else {}):
+        if asked.get("max_new_tokens") is not None:
+            return asked["max_new_tokens"]
+        if asked.get("max_length") is not None:
+            return asked["max_length"] - prompt_length
+    return None
+
+
 def requested_cache(keywords, generation_config):
     """The `cache_implementation` that a call of `generate` asks for, or None."""
     return keywords.get("cache_implementation") or getattr(generation_config, "cache_implementation", None)
 
 
 def compiled_decoding(keywords, generation_config, device, cpu_backend):
-    """Keywords for `generate` with which a static cache means compiled decoding on every device.
+    """Keywords for `generate` with which a static cache means compiled decoding on every device and in every thread.
 
     transformers compiles by itself where the cache is static (from 4.47), but on a CPU only if its compile config says
     so. Before, a static cache is just that.
     """
     own = keywords.get("compile_config") or getattr(generation_config, "compile_config", None)
     compile_config = getattr(transformers, "CompileConfig", None)
-    if (
-        requested_cache(keywords, generation_config) != "static"
-        or own is not None
-        or compile_config is None
-        or device.type != "cpu"
-    ):
+    if requested_cache(keywords, generation_config) != "static" or own is not None or compile_config is None:
         return keywords
-    compile_config = compile_config(mode="default", backend=cpu_backend)  # "reduce-overhead" is about CUDA graphs
-    compile_config._compile_all_devices = True
+    if device.type == "cpu":
+        compile_config = compile_config(mode="default", backend=cpu_backend)
+        compile_config._compile_all_devices = True
+    elif TORCH_VERSION < (2, 13) and threading.current_thread() is not threading.main_thread():
+        # transformers' default, "reduce-overhead", has CUDA graphs, which fail in a thread that torch did not start,
+        # such as chat_stream()'s (pytorch issue 123177)
+        compile_config = compile_config(mode="default")
+    else:
+        return keywords
     return {**keywords, "compile_config": compile_config}
 
 
@@ -336,9 +351,24 @@ def bytes_per_parameter(keywords, config):
     if isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     full = torch.empty(0, dtype=dtype).element_size()
-    quantization = keywords.get("quantization_config")
-    if _asks_for(quantization, "load_in_8bit"):
-        return QUANTIZED_BYTES["int8"], full
-    if _asks_for(quantization, "load_in_4bit"):
-        return QUANTIZED_BYTES["nf4"], full
-    return full, full
+    quantization = keywords.get("quantization_config") or getattr(config, "quantization_config", None)
+    return bytes_of_quantization(quantization) or full, full
+
+
+def bytes_of_quantization(quantization_config):
+    """Bytes of a decoder layer's weight under a quantization config, an object or a dict; None where it says nothing.
+
+    Of AutoAWQ's and GPTQ's formats a group of weights has a scale of 16 bits and a zero of the weights' own width.
+    """
+    if quantization_config is None:
+        return None
+    if _asks_for(quantization_config, "load_in_8bit"):
+        return QUANTIZED_BYTES["int8"]
+    if _asks_for(quantization_config, "load_in_4bit"):
+        return QUANTIZED_BYTES["nf4"]
+    values = quantization_config if isinstance(quantization_config, dict) else vars(quantization_config)
+    bits = values.get("bits", values.get("w_bit"))
+    if not isinstance(bits, int):
+        return None
+    group = values.get("group_size", values.get("q_group_size")) or 128
+    return (bits + (16 + bits) / group if group > 0 else bits) / 8

@@ -72,6 +72,17 @@ def test_positional_order_and_history(nano_model, nano_tokenizer, tiles, seen):
     )
 
 
+def test_a_word_in_a_history_is_no_image_when_tiles_are_dealt_out(nano_model, nano_tokenizer, tiles, seen):
+    """The first question has none, though its history has the word <image>; both are the second's."""
+    pixel_values, counts = tiles
+    _, history = nano_model.chat(nano_tokenizer, None, "What is <image> in HTML?", GREEDY, return_history=True)
+    questions = ["And <b>?", "<image>\n<image>\nCompare."]
+    asked = {"num_patches_list": counts, "history": [history, None]}
+    nano_model.batch_chat(nano_tokenizer, pixel_values, questions, GREEDY, **asked)
+    first, second = (prompt_of(seen[-1], nano_tokenizer, row) for row in (0, 1))
+    assert "<IMG_CONTEXT>" not in first and all(expanded(count) in second for count in counts)
+
+
 @pytest.mark.parametrize("question, start", [
     ("Which?", "{0}\n{1}\nWhich?"), ("<image>\n<image>\nWhich?", "{0}\n{1}\nWhich?"),
     ("A <image> B <image> C <image>?", "A {0} B {1} C <image>?"),
@@ -204,6 +215,32 @@ def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, t
     assert (options, history, counts, config.to_dict()) == before
     assert torch.equal(pixels, pixel_values) and set(vars(nano_model)) == attributes
     assert settings == (nano_tokenizer.padding_side, nano_tokenizer.pad_token, len(nano_tokenizer), nano_model.img_context_token_id)  # fmt: skip # noqa: E501
+
+
+def test_a_cache_config_comes_back_unchanged(nano_model, nano_tokenizer, monkeypatch):
+    """transformers 4.56 to 5.18 takes the backend out of it, and puts the model's config in."""
+    generate = type(nano_model.language_model).generate
+
+    def generate_as_then(self, *arguments, cache_config=None, **keywords):
+        assert cache_config.pop("backend") == "hqq"
+        cache_config["config"] = self.config
+        return generate(self, *arguments, **keywords)
+
+    monkeypatch.setattr(type(nano_model.language_model), "generate", generate_as_then)
+    options = {**GREEDY, "cache_config": {"backend": "hqq", "nbits": 8}}
+    for _ in range(2):
+        nano_model.chat(nano_tokenizer, None, "Hi", options)
+    assert options == {**GREEDY, "cache_config": {"backend": "hqq", "nbits": 8}}
+
+
+def test_a_row_that_ended_early_has_no_padding_in_its_answer(nano_model, nano_tokenizer):
+    """Not even of an ordinary token: 0 is "!"."""
+    assert nano_tokenizer.decode([0]) == "!"
+    questions, options = ["What is 3 + 4?", "What is 98 - 19?"], {"max_new_tokens": 60, "do_sample": False}
+    singles = [nano_model.chat(nano_tokenizer, None, question, options) for question in questions]
+    assert len({len(nano_tokenizer(answer)["input_ids"]) for answer in singles}) == 2
+    padded = nano_model.batch_chat(nano_tokenizer, [None, None], questions, {**options, "pad_token_id": 0})
+    assert padded == singles
 
 
 def test_a_generation_config_object_is_the_same_as_a_dict(nano_model, nano_tokenizer):

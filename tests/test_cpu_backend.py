@@ -1,5 +1,7 @@
 """Compiled decoding on a CPU: which products are written out, and that they stay the same products."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,31 @@ import torch.nn.functional as F
 from training.nano.package import load_package
 
 cpu_backend = load_package().cpu_backend
+
+
+@pytest.mark.parametrize("device, torch_version, in_thread, expected", [
+    ("cpu", (2, 15), False, ("default", True)), ("cpu", (2, 11), True, ("default", True)),
+    ("cuda", (2, 15), True, None),  # transformers' own: CUDA graphs
+    ("cuda", (2, 11), False, None),
+    ("cuda", (2, 11), True, ("default", False)),  # before torch 2.13 they fail in a thread of Python's
+])  # fmt: skip
+def test_how_a_static_cache_compiles(monkeypatch, device, torch_version, in_thread, expected):
+    compat = load_package().compat
+    monkeypatch.setattr(compat, "TORCH_VERSION", torch_version)
+    asked, found = {"cache_implementation": "static"}, []
+
+    def ask():
+        keywords = compat.compiled_decoding(asked, None, torch.device(device), cpu_backend.cpu_backend)
+        config = keywords.get("compile_config")
+        found.append(config and (config.mode, config.backend is cpu_backend.cpu_backend))
+
+    if in_thread:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    else:
+        ask()
+    assert found == [expected] and asked == {"cache_implementation": "static"}
 
 
 class Doubled(torch.Tensor):

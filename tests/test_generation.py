@@ -94,6 +94,10 @@ class TestThinkingBudget:
         with pytest.raises(ValueError, match="no room for an answer"):
             nano_model.chat(nano_tokenizer, None, "Hi", {"max_new_tokens": 20}, thinking_budget=20)
 
+    def test_without_room_within_max_length(self, nano_model, nano_tokenizer):
+        with pytest.raises(ValueError, match="no room for an answer"):
+            nano_model.chat(nano_tokenizer, None, "Hi", {"max_length": 120}, thinking_budget=110)
+
     def test_in_the_standard_class(self, nano_standard, nano_tokenizer):
         prompt = nano_tokenizer("<｜User｜>\nWhat is 3 + 4?<｜Assistant｜><think>\n", return_tensors="pt")
         end = nano_tokenizer.convert_tokens_to_ids("</think>")
@@ -243,6 +247,8 @@ class TestKeptImages:
 
 @pytest.mark.parametrize("question, options, reason", [
     ("Hi", {"max_new_tokens": 4096}, "set max_new_tokens to at most 40[0-9][0-9]"),
+    ("Hi", {"max_length": 8000}, "79[0-9][0-9] new ones are allowed .max_new_tokens, or what max_length leaves"),
+    ("Hi", {"cache_implementation": "static"}, "without a length.*Set max_new_tokens"),
     ("7 " * 4200, {"max_new_tokens": 1}, "shorten it"),
 ])  # fmt: skip
 def test_what_exceeds_the_context_says_so_before_encoding(

@@ -167,6 +167,14 @@ def test_without_bitsandbytes_a_clear_error(monkeypatch, keyword):
 @pytest.mark.parametrize("bits", [4, 2])
 def test_quantized_cache_reaches_chat(nano_model, nano_tokenizer, bits):
     options = {**GREEDY, "cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": bits}}
-    question = [nano_tokenizer, None, "What is 12 + 34?"]
-    # Up to 128 tokens, the newest, are not quantized: a short answer is the same
-    assert nano_model.chat(*question, options) == nano_model.chat(*question, GREEDY)
+    question, caches = [nano_tokenizer, None, "What is 12 + 34?"], []
+
+    def remember(module, arguments, keywords):
+        caches.append(type(keywords["past_key_values"]).__name__)
+
+    hook = nano_model.language_model.model.register_forward_pre_hook(remember, with_kwargs=True)
+    answer = nano_model.chat(*question, options)
+    hook.remove()
+    assert set(caches) == {"QuantizedCache"}
+    # The prompt is quantized, and of the answer all but the newest 128 tokens: here it does not matter
+    assert answer == nano_model.chat(*question, GREEDY)
