@@ -20,7 +20,7 @@ from training.nano.package import load_package
 
 package = load_package()
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-QUANTIZED_BYTES = {"none": None, **package.compat.QUANTIZED_BYTES}  # of the decoder layers
+QUANTIZED_BYTES = {"none": None, **package.compat.QUANTIZED_BYTES}  # of the decoder layers, when they are loaded
 KV_GROUP, KV_RESIDUAL = 64, 128  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
 RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
 VLLM_SHARE = 0.9  # of a GPU that vLLM takes for everything
@@ -51,7 +51,7 @@ def kv_bytes_per_token(llm_config, dtype_bytes, kv_bits=None):
     """Key and value of one token in all layers.
 
     Args:
-        kv_bits: 2, 4 or 8 of a quantized cache, or None for one in the model's dtype.
+        kv_bits: 2 or 4 of a quantized cache, or None for one in the model's dtype.
     """
     head_size = llm_config.hidden_size // llm_config.num_attention_heads
     values = 2 * llm_config.num_hidden_layers * llm_config.num_key_value_heads * head_size
@@ -60,34 +60,60 @@ def kv_bytes_per_token(llm_config, dtype_bytes, kv_bits=None):
     return values * (kv_bits / 8 + 2 * dtype_bytes / KV_GROUP)
 
 
+def own_quantization(config):
+    """(name, bytes of a decoder layer's weight) of a checkpoint that is quantized already, or None.
+
+    Raises:
+        ValueError: a quantization of which the size is not known here.
+    """
+    own = getattr(config, "quantization_config", None) or getattr(config.llm_config, "quantization_config", None)
+    if own is None:
+        return None
+    name = own.get("quant_method", "quantized")
+    size = package.compat.bytes_of_quantization(own)
+    if size is None:
+        raise ValueError(f"The checkpoint is quantized by {name!r}; this plan knows AutoAWQ, GPTQ and bitsandbytes.")
+    return f"{name} of the checkpoint", size
+
+
 def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=1, kv_bits=None, offload_vision=False):
     """What is needed, part by part.
 
     Args:
         config: `SkyworkChatConfig`.
         dtype: of all weights that are not quantized, and of activations and cache.
-        quantization: of the decoder layers: "none", "int8" or "nf4".
+        quantization: of the decoder layers, when they are loaded: "none", "int8" or "nf4". What the checkpoint's own
+            config says of its weights (AutoAWQ, GPTQ, bitsandbytes) counts where this is "none".
         context: tokens of prompt and answer, of each of `batch` conversations.
         kv_bits: bits of a quantized cache, or None.
         offload_vision: the vision tower lives in host memory and goes through the GPU module by module.
 
     Returns:
         (list of `Part`, bytes of each decoder layer).
+
+    Raises:
+        ValueError: another quantization on top of the checkpoint's own.
     """
     wide = DTYPE_BYTES[dtype]
+    own = own_quantization(config)
+    if own is not None and quantization != "none":
+        raise ValueError(f"The checkpoint is quantized already ({own[0]}): leave out --quantization {quantization}.")
+    format_of_layers = own[0] if own else quantization if quantization != "none" else dtype
     with torch.device("meta"):
         model = package.SkyworkChatModel(config)
     llm, vision = config.llm_config, config.vision_config
-    layer_bytes = QUANTIZED_BYTES[quantization] or wide
+    layer_bytes = own[1] if own else QUANTIZED_BYTES[quantization] or wide
     layers = [round(layer_bytes * count_parameters(layer)) for layer in model.language_model.model.layers]
     tower = wide * count_parameters(model.vision_model)
-    own = [[p.numel() for p in module.parameters(recurse=False)] for module in model.vision_model.modules()]
-    largest_module = wide * max(sum(sizes) for sizes in own)
+    of_modules = [[p.numel() for p in module.parameters(recurse=False)] for module in model.vision_model.modules()]
+    largest_module = wide * max(sum(sizes) for sizes in of_modules)
     # A chunk of tiles: the residual stream, its norm, and the widest pair of tensors that live at once
     positions = package.modeling.POSITIONS_PER_CHUNK
     chunk = positions * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size)) * wide
     # Prefill: the residual stream and its norm, gate and up and their product
     prefill = batch * context * (2 * llm.hidden_size + 3 * llm.intermediate_size) * wide
+    if batch > 1:  # prompts of several lengths need a mask, a byte for each pair of positions and SDPA's copy of it
+        prefill += batch * context**2 * (1 + wide)
     full_cache = batch * context * kv_bytes_per_token(llm, wide, kv_bits)
     if kv_bits is not None:
         full_cache += batch * min(context, KV_RESIDUAL) * kv_bytes_per_token(llm, wide)
@@ -100,7 +126,7 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
         Part("vision tower (in host memory)", tower, "host") if offload_vision else Part("vision tower", tower),
         Part("projector", wide * count_parameters(model.mlp1)),
         Part("embeddings and head", embeddings),
-        Part(f"decoder layers ({quantization if quantization != 'none' else dtype})", sum(layers), "layers"),
+        Part(f"decoder layers ({format_of_layers})", sum(layers), "layers"),
         Part(f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})", round(full_cache), "layers", "cache"),
         # They are not needed at the same time: images are encoded before the prompt is read
         Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill), kind="passing"),
@@ -182,19 +208,38 @@ def advice(config, gpus, **settings):
             {"quantization": "nf4", "offload_vision": True, "kv_bits": 4},
         ),
     )
+    if own_quantization(config):
+        steps = (*steps[:2], ("the vision tower in host memory, 4-bit cache", {"offload_vision": True, "kv_bits": 4}))
     tried = [(text, {**settings, **change}) for text, change in steps]
     return [(text, new, found) for text, new in tried if (found := plan(config, gpus, **new)).problem is None]
 
 
-def tensor_parallel_size(parts, gpus):
-    """The most GPUs (1, 2, 4 or 8) over which vLLM can split a model evenly, or None where it does not fit so."""
-    size = max(n for n in (1, 2, 4, 8) if n <= len(gpus))
-    shared = sum(part.bytes for part in parts if part.kind != "passing")
+def tensor_parallel_size(config, parts, gpus):
+    """The most GPUs (1, 2, 4 or 8, the first ones) over which vLLM can split a model that fits them then, or None.
+
+    Their number has to divide the language model's heads. Each holds the whole projector, at least one head of the
+    cache, and the whole attention of the vision tower where its heads do not divide by that number, as InternViT-6B's
+    25 do not (vLLM 0.32: intern_vit.py, skyworkr1v.py).
+    """
+    llm, vision = config.llm_config, config.vision_config
+    size_of = {part.name.split(" (")[0]: part.bytes for part in parts}
     passing = sum(part.bytes for part in parts if part.place == "first" and part.kind == "passing")
-    return size if shared / size + passing <= VLLM_SHARE * min(gpus[:size]) else None
+    resident = sum(part.bytes for part in parts if part.kind == "weights")
+    attention_share = 4 * vision.hidden_size / (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    for size in (8, 4, 2, 1):
+        heads = llm.num_key_value_heads
+        if size > len(gpus) or llm.num_attention_heads % size or (heads % size and size % heads):
+            continue
+        on_each = size_of["projector"]
+        if vision.num_attention_heads % size:
+            on_each += attention_share * size_of["vision tower"]
+        cache = size_of["KV cache"] / min(size, heads)
+        if on_each + (resident - on_each) / size + cache + passing <= VLLM_SHARE * min(gpus[:size]):
+            return size
+    return None
 
 
-def loading_code(parts, settings, gpus):
+def loading_code(config, parts, settings, gpus):
     """The call that loads a model as planned, and what goes into the generation config; vLLM's command if it fits."""
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[settings["dtype"]]
     arguments = [f'torch_dtype="{dtype}"', 'device_map="split"']
@@ -208,10 +253,11 @@ def loading_code(parts, settings, gpus):
             f"generation_config = {{'cache_implementation': 'quantized', 'cache_config': {cache_config}, ...}}"
         )
     elif settings["quantization"] == "none" and not settings["offload_vision"]:
-        size = tensor_parallel_size(parts, gpus)
+        size = tensor_parallel_size(config, parts, gpus)
         if size is not None:
+            own = "" if settings["dtype"] == "bf16" else f" --dtype {dtype}"
             lines.append(
-                f"vllm serve <path> --trust-remote-code --tensor-parallel-size {size} "
+                f"vllm serve <path> --trust-remote-code --tensor-parallel-size {size}{own} "
                 f"--max-model-len {settings['context']} --reasoning-parser deepseek_r1"
             )
     return lines
@@ -239,7 +285,7 @@ def main():
     parser.add_argument("--quantization", choices=QUANTIZED_BYTES, default="none", help="of the decoder layers")
     parser.add_argument("--context", type=int, default=8192, help="tokens of prompt and answer together")
     parser.add_argument("--batch", type=int, default=1, help="conversations at once")
-    parser.add_argument("--kv-bits", type=int, choices=(2, 4, 8), help="of a quantized KV cache")
+    parser.add_argument("--kv-bits", type=int, choices=(2, 4), help="of a quantized KV cache")
     parser.add_argument("--offload-vision", action="store_true", help="keep the vision tower in host memory")
     parser.add_argument("--json", action="store_true", help="JSON rather than text")
     arguments = parser.parse_args()
@@ -266,14 +312,14 @@ def main():
         print(f"GPU {gpu}: {found.layers_of_gpu[gpu]} layers, {used / 1e9:.1f} of {usable / 1e9:.1f} GB usable")
     if found.problem is None:
         print(f"Fits. The longest context that does: {longest_context(config, gpus, **settings)} tokens.")
-        print("\n".join(loading_code(found.parts, settings, gpus)))
+        print("\n".join(loading_code(config, found.parts, settings, gpus)))
         return 0
     print(f"Does not fit: {found.problem}")
     fitting = advice(config, gpus, **settings)
     if fitting:
         text, new, other = fitting[0]
         print(f"This does: {text} (up to {longest_context(config, gpus, **new)} tokens)")
-        print("\n".join(loading_code(other.parts, new, gpus)))
+        print("\n".join(loading_code(config, other.parts, new, gpus)))
     else:
         print("Nothing here makes it fit at this context: add GPUs or shorten the context.")
     return 1

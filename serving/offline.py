@@ -5,8 +5,8 @@
 
 A line in:  {"id": "7", "question": "What is this?", "images": ["a.jpg"], "system": "…", "history": [["Hi", "…"]]};
 all but `question` may be missing; paths are relative to the file; without an id a line's number is its id.
-A line out: {"id", "question", "thinking", "answer", "text", "tokens", "finish_reason"} ("stop", or "length" where
---max-new-tokens cut the answer), or {"id", "question", "error"}.
+A line out: {"id", "question", "thinking", "answer", "text", "tokens", "max_new_tokens", "finish_reason"} ("stop", or
+"length" where --max-new-tokens or the context cut the answer), or {"id", "question", "error"}.
 
 On vLLM where it is installed (continuous batching); otherwise on transformers, in batches of questions that are as long
 as each other. Run again after an interruption it answers what is missing; failed lines are tried again, and those that
@@ -14,6 +14,7 @@ were cut where more tokens are allowed now.
 """
 
 import argparse
+import importlib
 import importlib.util
 import json
 import sys
@@ -27,7 +28,8 @@ from preprocessor.image_loading import open_image
 from training.nano.package import load_package
 
 package = load_package()
-LINES_PER_CALL = 256  # of vLLM, which schedules within a call; what is done by then is on disk
+# Of one call of vLLM, which schedules within it: what is done before it is on disk, and its images are in memory
+QUESTIONS_PER_CALL, IMAGES_PER_CALL = 256, 256
 
 
 class LineError(ValueError):
@@ -78,18 +80,19 @@ def read_questions(path):
     return questions
 
 
-def answered(path, questions, max_new_tokens):
-    """Ids that an earlier run has answered, after taking out of the file what is asked again.
+def read_answers(path, questions):
+    """What earlier runs have written, by id: of each question the last answer, or the error where there is none.
 
-    That is half a line at the end, errors, and answers that were cut where more tokens are allowed now.
+    The file is left with these lines only; what goes is half a line at its end, and errors and cut answers that an
+    answer has replaced.
 
     Raises:
         LineError: a line that is no answer, or the answer to another question; the file stays as it is.
     """
     path = Path(path)
     if not path.exists():
-        return set()
-    asked, kept = {question["id"]: question["question"] for question in questions}, []
+        return {}
+    asked, kept = {question["id"]: question["question"] for question in questions}, {}
     lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON may have
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -107,16 +110,22 @@ def answered(path, questions, max_new_tokens):
                 f"{path}, line {number}: answers {entry['question']!r}, but the question with the id {entry['id']!r} "
                 f"is {asked[entry['id']]!r} now. Give the questions ids that stay, or write to another file."
             )
-        is_cut = entry.get("finish_reason") == "length" and entry["tokens"] < max_new_tokens
-        if "error" not in entry and not is_cut:
-            kept.append(entry)
+        if "error" not in entry or "error" in kept.get(entry["id"], entry):
+            kept[entry["id"]] = entry
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept), encoding="utf-8")
+    text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept.values())
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-    return {entry["id"] for entry in kept}
+    return kept
 
 
-def record(question, text, tokens, finish_reason):
+def is_done(entry, max_new_tokens):
+    """Whether a line need not be asked again: no error, and not cut by a limit that is higher now."""
+    allowed = entry.get("max_new_tokens", entry.get("tokens"))
+    return "error" not in entry and (entry.get("finish_reason") != "length" or allowed >= max_new_tokens)
+
+
+def record(question, text, tokens, max_new_tokens, finish_reason):
     """A line of the output."""
     thinking, answer = package.conversation.split_thinking(text)
     return {
@@ -126,6 +135,7 @@ def record(question, text, tokens, finish_reason):
         "answer": answer,
         "text": text,
         "tokens": tokens,
+        "max_new_tokens": max_new_tokens,
         "finish_reason": finish_reason,
     }
 
@@ -171,9 +181,11 @@ class TransformersEngine:
                 history=[question["history"] for question in batch],
                 system_message=system,
             )
-        except (ValueError, OSError) as error:  # one bad question must not cost the others their answer
+        except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
+            texts, refused = [], error
+        if not texts:  # one bad question, or one too large, must not cost the others their answer
             if len(batch) == 1:
-                yield failure(batch[0], error)
+                yield failure(batch[0], refused)
                 return
             for question in batch:
                 yield from self._batch([question], system)
@@ -181,42 +193,80 @@ class TransformersEngine:
         for question, text, ids in zip(batch, texts, written.ids.tolist()):
             ids = ids[package.compat.GENERATED_FROM :]
             length = next((number for number, token in enumerate(ids, 1) if token in self.stops), None)
-            yield record(question, text, length or len(ids), "length" if length is None else "stop")
+            reason = "length" if length is None else "stop"
+            yield record(question, text, length or len(ids), self.options["max_new_tokens"], reason)
 
 
 def prompt_of(tokenizer, template, question):
-    """Ids of the prompt that `chat()` would build, with the plain text `<image>` where vLLM puts an image's tokens."""
-    asked = package.conversation.place_images(question["question"], question["history"], len(question["images"]))
-    conversation = package.conversation.open_conversation(
-        template, asked, question["history"], question["system"] or ""
-    )
+    """Ids of the prompt that `chat()` would build, with the plain text `<image>` where vLLM puts an image's tokens.
+
+    vLLM puts the first image where it first finds the ids of `<image>`. Where a system message or an earlier answer has
+    the word and its ids in front of an image's place, the word is tokenized in two parts, which reads the same.
+    """
     names = package.conversation
+    asked = names.place_images(question["question"], question["history"], len(question["images"]))
+    conversation = names.open_conversation(template, asked, question["history"], question["system"] or "")
+    placeholder = tokenizer(names.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
     one_token = names.IMAGE_START + names.IMAGE_CONTEXT + names.IMAGE_END
-    parts, ids = [[]], []
+    parts = [[]]
     for text, is_control in conversation.segments([1] * len(question["images"])):
         if is_control and text == one_token:
             parts.append([])
         else:
             parts[-1].append((text, is_control))
-    placeholder = tokenizer(package.conversation.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
-    for number, part in enumerate(parts):
-        ids += placeholder if number else []
-        ids += package.conversation.encode_segments(tokenizer, part, "" if number else conversation.begin)
+
+    def join(encode):
+        ids, places = [], []
+        for number, part in enumerate(parts):
+            if number:
+                places.append(len(ids))
+                ids += placeholder
+            ids += encode(part, "" if number else conversation.begin)
+        return ids, places
+
+    def in_two(segments, begin):
+        before, mark, _ = "".join(text for text, _ in segments).partition(names.IMAGE_PLACEHOLDER)
+        if not mark:
+            return names.encode_segments(tokenizer, segments, begin)
+        ids = names.encode_segments(tokenizer, _cut(segments, 0, len(before) + 3), begin)
+        return ids + in_two(_cut(segments, len(before) + 3, None), "")
+
+    ids, places = join(lambda part, begin: names.encode_segments(tokenizer, part, begin))
+    if _found(placeholder, ids)[: len(places)] != places:
+        ids, places = join(in_two)
     return ids
+
+
+def _cut(segments, start, stop):
+    """The segments' characters from start to stop."""
+    cut, position = [], 0
+    for text, is_control in segments:
+        piece = text[max(0, start - position) : None if stop is None else max(0, stop - position)]
+        position += len(text)
+        cut += [(piece, is_control)] if piece else []
+    return cut
+
+
+def _found(wanted, ids):
+    """Where a list of ids occurs in another."""
+    return [start for start in range(len(ids)) if ids[start : start + len(wanted)] == wanted]
 
 
 class VllmEngine:
     """vLLM's offline engine, which batches continuously."""
 
     def __init__(self, model, dtype, max_new_tokens, tensor_parallel, max_images, extra):
-        from vllm import LLM, SamplingParams
+        import vllm
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
+        # For a request that it refuses it raises, from 0.32, an error of its own, and before a ValueError
+        own = getattr(importlib.import_module("vllm.exceptions"), "VLLMClientError", ValueError)
+        self.refusals = (ValueError, own)
         self.opening = (processor.apply_exif_orientation, processor.alpha)
         self.template = package.conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-        self.llm = LLM(
+        self.llm = vllm.LLM(
             model=model,
             dtype=dtype,
             trust_remote_code=True,
@@ -224,20 +274,22 @@ class VllmEngine:
             limit_mm_per_prompt={"image": max_images},
             **extra,
         )
-        self.sampling = SamplingParams(temperature=0, max_tokens=max_new_tokens)
+        self.sampling = vllm.SamplingParams(temperature=0, max_tokens=max_new_tokens)
 
     def answers(self, questions):
-        """Records, in calls of `LINES_PER_CALL` questions."""
-        for start in range(0, len(questions), LINES_PER_CALL):
-            batch = questions[start : start + LINES_PER_CALL]
-            prompts, asked = [], []
-            for question in batch:
-                try:
-                    prompts.append(self._prompt(question))
-                    asked.append(question)
-                except (ValueError, OSError) as error:
-                    yield failure(question, error)
-            yield from self._generate(asked, prompts)
+        """Records, in calls of at most `QUESTIONS_PER_CALL` questions and, if that is several, `IMAGES_PER_CALL`."""
+        prompts, asked, images = [], [], 0
+        for question in questions:
+            images += len(question["images"])
+            if len(asked) == QUESTIONS_PER_CALL or (asked and images > IMAGES_PER_CALL):
+                yield from self._generate(asked, prompts)
+                prompts, asked, images = [], [], len(question["images"])
+            try:
+                prompts.append(self._prompt(question))
+                asked.append(question)
+            except (ValueError, OSError) as error:
+                yield failure(question, error)
+        yield from self._generate(asked, prompts)
 
     def _generate(self, questions, prompts):
         """Records of questions; where vLLM refuses one of them, each is asked alone."""
@@ -245,7 +297,7 @@ class VllmEngine:
             return
         try:
             outputs = self.llm.generate(prompts, self.sampling, use_tqdm=False)
-        except ValueError as error:
+        except self.refusals as error:
             if len(questions) == 1:
                 yield failure(questions[0], error)
                 return
@@ -253,8 +305,9 @@ class VllmEngine:
                 yield from self._generate([question], [prompt])
             return
         for question, output in zip(questions, outputs):
-            text = output.outputs[0].text.strip()
-            yield record(question, text, len(output.outputs[0].token_ids), output.outputs[0].finish_reason)
+            answer = output.outputs[0]
+            most = self.sampling.max_tokens
+            yield record(question, answer.text.strip(), len(answer.token_ids), most, answer.finish_reason)
 
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
@@ -278,7 +331,8 @@ def main():
     questions = read_questions(arguments.questions)
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
     longest = arguments.max_new_tokens or min(8192, config.llm_config.max_position_embeddings // 2)
-    done = answered(arguments.answers, questions, longest)
+    earlier = read_answers(arguments.answers, questions)
+    done = {name for name, entry in earlier.items() if is_done(entry, longest)}
     remaining = [question for question in questions if question["id"] not in done]
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
@@ -296,15 +350,18 @@ def main():
     else:
         engine = TransformersEngine(arguments.model, arguments.dtype, arguments.batch_size, longest)
     failed = 0
-    with (
-        arguments.answers.open("a", encoding="utf-8") as output,
-        tqdm(total=len(questions), initial=len(questions) - len(remaining), unit="question") as progress,
-    ):
-        for entry in engine.answers(remaining):
-            output.write(json.dumps(entry, ensure_ascii=False) + "\n")
-            output.flush()
-            failed += "error" in entry
-            progress.update()
+    try:
+        with (
+            arguments.answers.open("a", encoding="utf-8") as output,
+            tqdm(total=len(questions), initial=len(questions) - len(remaining), unit="question") as progress,
+        ):
+            for entry in engine.answers(remaining):
+                output.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                output.flush()
+                failed += "error" in entry
+                progress.update()
+    finally:
+        read_answers(arguments.answers, questions)  # one line for each question
     if failed:
         print(f"{failed} of {len(remaining)} questions failed; their lines say why.", file=sys.stderr)
     return 1 if failed else 0

@@ -71,13 +71,67 @@ def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypat
 
 @pytest.mark.parametrize("gpus, size, why", [
     ([80, 80], 2, "38 GB of weights on each"), ([80], None, "77 GB of weights"),
-    ([80, 24], None, "38 GB on a card of 24"), ([24] * 4, 4, "19 GB on each"),
+    ([80, 24], None, "38 GB on a card of 24"),
+    ([24] * 4, None, "19 GB and, on each, the attention of a vision tower whose 25 heads do not divide: 22 GB"),
+    ([32] * 4, 4, "these 22 GB"), ([80, 80, 24, 24], 2, "the two large ones"),
     ([40, 40, 40], None, "two of three cards, without room for a cache"),
     ([48] * 3, 2, "a power of two"),
 ])  # fmt: skip
 def test_tensor_parallel_size_of_vllm(config_38b, gpus, size, why):
     parts = memory_plan.memory_parts(config_38b, context=8192)[0]
-    assert memory_plan.tensor_parallel_size(parts, [gpu * GB for gpu in gpus]) == size, why
+    assert memory_plan.tensor_parallel_size(config_38b, parts, [gpu * GB for gpu in gpus]) == size, why
+
+
+def test_tensor_parallel_size_divides_the_heads():
+    """Four heads in nano's language model: vLLM refuses eight GPUs."""
+    config = memory_plan.load_config(checkpoints.NANO)
+    parts = memory_plan.memory_parts(config, context=1024)[0]
+    assert memory_plan.tensor_parallel_size(config, parts, [8 * GB] * 8) == 4
+
+
+class TestQuantizedCheckpoints:
+    """The published AWQ variant: 4 bits, a scale and a zero for each 128 weights."""
+
+    AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+    BYTES = (4 + 20 / 128) / 8
+
+    @pytest.fixture
+    def awq(self, config_38b):
+        config = copy.deepcopy(config_38b)
+        config.llm_config.quantization_config = dict(self.AWQ)
+        return config
+
+    def test_its_layers_are_planned_as_they_are_stored(self, config_38b, awq):
+        full = by_name(memory_plan.memory_parts(config_38b)[0])["decoder layers"] / 2
+        assert by_name(memory_plan.memory_parts(awq)[0])["decoder layers"] == pytest.approx(full * self.BYTES)
+
+    def test_it_fits_where_it_fits(self, awq):
+        assert memory_plan.plan(awq, [48 * GB], context=8192).problem is None
+
+    def test_advice_does_not_quantize_it_again(self, awq):
+        settings = {"dtype": "bf16", "quantization": "none", "context": 8192, "kv_bits": None, "offload_vision": False}
+        advised = memory_plan.advice(awq, [32 * GB], **settings)
+        assert advised and all(new["quantization"] == "none" for _, new, _ in advised)
+        with pytest.raises(ValueError, match=r"quantized already .awq"):
+            memory_plan.plan(awq, [48 * GB], context=8192, quantization="nf4")
+
+    def test_loading_plans_with_the_same_bytes(self, awq):
+        compat = memory_plan.package.compat
+        compat.hoist_quantization(awq)
+        assert compat.bytes_per_parameter({"dtype": torch.bfloat16}, awq) == (pytest.approx(self.BYTES), 2)
+
+    def test_of_an_unknown_kind(self, config_38b):
+        config = copy.deepcopy(config_38b)
+        config.llm_config.quantization_config = {"quant_method": "novel"}
+        with pytest.raises(ValueError, match="quantized by 'novel'"):
+            memory_plan.memory_parts(config)
+
+
+def test_batches_of_long_prompts_need_a_mask(config_38b):
+    """One byte for a pair of positions, and two for its copy in bf16, besides what two prompts take."""
+    one, two = (by_name(memory_plan.memory_parts(config_38b, context=32768, batch=n)[0]) for n in (1, 2))
+    name = "activations on each further GPU"
+    assert two[name] == 2 * one[name] + 2 * 32768**2 * 3
 
 
 def test_longest_context_fits_and_a_longer_one_does_not(config_38b):
@@ -90,8 +144,9 @@ def test_longest_context_fits_and_a_longer_one_does_not(config_38b):
 
 def test_advice_gives_up_as_little_as_possible(config_38b):
     settings = {"dtype": "bf16", "quantization": "none", "context": 4096, "kv_bits": None, "offload_vision": False}
-    advised = memory_plan.advice(config_38b, [48 * GB], **settings)
-    assert advised[0][1]["quantization"] == "int8" or advised[0][1]["quantization"] == "nf4"
+    advised = memory_plan.advice(config_38b, [70 * GB], **settings)
+    assert [text for text, *_ in advised][:2] == ["decoder layers in int8", "decoder layers in nf4"]
+    assert memory_plan.advice(config_38b, [48 * GB], **settings)[0][1]["quantization"] == "nf4"
     assert memory_plan.advice(config_38b, [4 * GB], **settings) == []
 
 
@@ -175,7 +230,14 @@ class TestCommand:
         code, text = self.call(monkeypatch, capsys, "--gpus", "8", "--model", str(checkpoints.NANO), "--json")
         assert code == 0 and json.loads(text)["layers_of_gpu"] == [5]
 
-    @pytest.mark.parametrize("arguments", [["--gpus", "many"], ["--gpus", "24", "--context", "0"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--gpus", "many"],
+            ["--gpus", "24", "--context", "0"],
+            ["--gpus", "24", "--kv-bits", "8"],  # transformers' quanto cache has 2 and 4
+        ],
+    )
     def test_bad_arguments(self, monkeypatch, capsys, arguments):
         with pytest.raises(SystemExit):
             self.call(monkeypatch, capsys, *arguments)

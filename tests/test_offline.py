@@ -4,6 +4,8 @@ import json
 import types
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 from serving import offline
 from tests import checkpoints
@@ -79,8 +81,38 @@ def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tm
         return [(found[number]["finish_reason"], found[number]["tokens"]) for number in ("1", "2")]
 
     assert ask(5) == [("length", 5)] * 2
+    assert ask(5) == [("length", 5)] * 2  # as many: not asked again
     again = ask(96)
     assert [reason for reason, _ in again] == ["stop", "stop"] and all(5 < tokens < 96 for _, tokens in again)
+
+
+def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}])
+    cut = {"id": "1", "question": "What is 12 + 34?", "text": "x", "tokens": 5, "finish_reason": "length"}
+    answers = write(tmp_path / "answers.jsonl", [cut])
+
+    class Failing:
+        def __init__(self, entries=()):
+            self.entries = entries
+
+        def answers(self, questions):
+            yield from self.entries
+            raise MemoryError("too large")
+
+    for entries in ((), [offline.failure({"id": "1", "question": cut["question"]}, "refused")]):
+        with pytest.raises(MemoryError):
+            run(monkeypatch, Failing(entries), questions, answers)
+        assert [json.loads(line) for line in answers.read_text().splitlines()] == [cut]
+
+
+@pytest.mark.parametrize("entry, done", [
+    ({"tokens": 5, "finish_reason": "stop"}, True), ({"error": "x"}, False),
+    ({"tokens": 5, "finish_reason": "length"}, False), ({"tokens": 96, "finish_reason": "length"}, True),
+    ({"tokens": 5, "max_new_tokens": 96, "finish_reason": "length"}, True),  # where the context ended
+    ({"tokens": 48, "max_new_tokens": 48, "finish_reason": "length"}, False),
+])  # fmt: skip
+def test_what_is_asked_again(entry, done):
+    assert offline.is_done(entry, 96) == done
 
 
 @pytest.mark.parametrize("text, reason", [
@@ -91,7 +123,7 @@ def test_a_file_that_holds_other_things_is_left_alone(tmp_path, text, reason):
     path = tmp_path / "answers.jsonl"
     path.write_text(text)
     with pytest.raises(offline.LineError, match=reason):
-        offline.answered(path, [{"id": "1", "question": "?"}], 8)
+        offline.read_answers(path, [{"id": "1", "question": "?"}])
     assert path.read_text() == text
 
 
@@ -132,23 +164,42 @@ def test_bad_lines_are_named_before_anything_is_loaded(tmp_path, line, reason):
     {"question": "<think> and <IMG_CONTEXT>", "images": ["a"]},
     {"question": "And?", "images": ["a", "b"], "history": [["<image>\nOne", "x</think>y"]], "system": "Be brief."},
 ], ids=["text", "image", "two of three", "control tokens", "history"])  # fmt: skip
-def test_prompts_for_vllm_are_those_of_chat(nano_tokenizer, nano_model, monkeypatch, question):
+def test_prompts_for_vllm_are_those_of_chat(nano_tokenizer, question):
     """With the placeholder replaced by an image's tokens, as vLLM does, the ids are the ones that chat() builds."""
+    ids, expected = prompts_of(nano_tokenizer, question)
+    assert ids == expected
+
+
+@pytest.mark.parametrize("question", [
+    {"question": "Is it?", "history": [["Which tag?", "x</think>\n\n<image> is the tag, <image> it is"]]},
+    {"question": "<image> A\n<image>\nB", "images": ["a", "b"], "system": "<image> stands for an image, or <image>."},
+], ids=["in an answer", "in the system message"])  # fmt: skip
+def test_a_word_in_front_of_an_image_is_not_its_place(question):
+    """vLLM puts the first image where it first finds the ids of `<image>`; the text is that of chat() all the same."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints.ROOT)
+    ids, expected = prompts_of(tokenizer, {"images": ["a"], **question})
+    assert ids != expected and tokenizer.decode(ids) == tokenizer.decode(expected)
+
+
+def prompts_of(tokenizer, question):
+    """(ids that vLLM makes of its prompt, ids that chat() makes), with one token for each image."""
+    names = offline.package.conversation
     question = {"system": None, "history": [], **question}
-    template = offline.package.conversation.get_conv_template("skywork-r1v")
-    ids = offline.prompt_of(nano_tokenizer, template, question)
-    placeholder = nano_tokenizer("<image>", add_special_tokens=False)["input_ids"]
-    image = nano_tokenizer("<img><IMG_CONTEXT></img>", add_special_tokens=False)["input_ids"]
+    template = names.get_conv_template("skywork-r1v")
+    ids = offline.prompt_of(tokenizer, template, question)
+    placeholder = tokenizer("<image>", add_special_tokens=False)["input_ids"]
+    image = tokenizer("<img><IMG_CONTEXT></img>", add_special_tokens=False)["input_ids"]
     for _ in question["images"]:
         start = next(i for i in range(len(ids)) if ids[i : i + len(placeholder)] == placeholder)
         ids[start : start + len(placeholder)] = image
-    conversation = offline.package.conversation.open_conversation(
-        template, offline.package.conversation.place_images(question["question"], question["history"],
-                                                            len(question["images"])),
-        question["history"], question["system"] or "",
-    )  # fmt: skip
+    asked = names.place_images(question["question"], question["history"], len(question["images"]))
+    conversation = names.open_conversation(template, asked, question["history"], question["system"] or "")
     segments = conversation.segments([1] * len(question["images"]))
-    assert ids == offline.package.conversation.encode_segments(nano_tokenizer, segments, conversation.begin)
+    return ids, names.encode_segments(tokenizer, segments, conversation.begin)
+
+
+class Refusal(Exception):
+    """As vLLM's own errors are from 0.32: no ValueError."""
 
 
 class Refusing:
@@ -156,14 +207,15 @@ class Refusing:
 
     def generate(self, prompts, sampling, use_tqdm):
         if any(prompt["prompt_token_ids"] == ["long"] for prompt in prompts):
-            raise ValueError("The prompt is longer than max_model_len")
+            raise Refusal("The prompt is longer than max_model_len")
         output = types.SimpleNamespace(text="x</think>y", token_ids=[1, 2], finish_reason="stop")
         return [types.SimpleNamespace(outputs=[output]) for _ in prompts]
 
 
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = offline.VllmEngine.__new__(offline.VllmEngine)
-    engine.llm, engine.sampling, engine.tokenizer, engine.template = Refusing(), None, None, None
+    engine.llm, engine.tokenizer, engine.template, engine.refusals = Refusing(), None, None, (ValueError, Refusal)
+    engine.sampling = types.SimpleNamespace(max_tokens=8)
     engine.opening = (True, "drop")
     monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
     questions = [
@@ -175,6 +227,34 @@ def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     assert entries["0"]["answer"] == entries["3"]["answer"] == "y"
 
 
+def test_calls_of_vllm_are_bounded(monkeypatch):
+    """A call's images are all in memory; a question of many is one call."""
+    engine, calls = offline.VllmEngine.__new__(offline.VllmEngine), []
+    monkeypatch.setattr(offline, "QUESTIONS_PER_CALL", 3)
+    monkeypatch.setattr(offline, "IMAGES_PER_CALL", 4)
+    monkeypatch.setattr(engine, "_prompt", lambda question: None, raising=False)
+    monkeypatch.setattr(engine, "_generate", lambda asked, prompts: calls.append(asked) or asked, raising=False)
+    numbers = [0, 0, 0, 0, 2, 2, 1, 9, 1]
+    questions = [{"id": str(index), "images": ["a"] * number} for index, number in enumerate(numbers)]
+    assert list(engine.answers(questions)) == questions
+    assert [[len(question["images"]) for question in call] for call in calls] == [[0, 0, 0], [0, 2, 2], [1], [9], [1]]
+
+
+def test_what_a_gpu_cannot_hold_at_once_is_asked_one_by_one(monkeypatch, engine):
+    batch_chat = engine.model.batch_chat
+
+    def as_on_a_small_gpu(tokenizer, images, questions, *arguments, **keywords):
+        if len(questions) > 1 or questions == ["Too large?"]:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return batch_chat(tokenizer, images, questions, *arguments, **keywords)
+
+    monkeypatch.setattr(engine.model, "batch_chat", as_on_a_small_gpu)
+    asked = ["What is 1 + 1?", "Too large?"]
+    questions = [{"id": q, "question": q, "images": [], "history": [], "system": None} for q in asked]
+    entries = {entry["id"]: entry for entry in engine.answers(questions)}
+    assert entries[asked[0]]["text"] and "out of memory" in entries[asked[1]]["error"]
+
+
 def test_lines_end_at_newlines_alone(tmp_path):
     """JSON may hold U+2028, U+2029 and U+0085 as they are, at which `splitlines` would cut."""
     text = "one\u2028two\u2029three\u0085four"
@@ -182,7 +262,7 @@ def test_lines_end_at_newlines_alone(tmp_path):
     path.write_text(
         json.dumps({"id": "1", "question": text, "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    assert offline.answered(path, [], 8) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
+    assert set(offline.read_answers(path, [])) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert offline.read_questions(path)[0]["question"] == text
 

@@ -175,7 +175,7 @@ def test_more_images_than_allowed_is_a_clear_error(server):
 
 
 def test_offline_engine_equals_transformers(tmp_path):
-    """The JSONL path on vLLM and on transformers, after each other: the same lines."""
+    """The JSONL path on vLLM and on transformers: the same lines, and an error of its own for one that is too long."""
     questions = tmp_path / "questions.jsonl"
     lines = [
         {"question": "What is 12 + 34?"},
@@ -183,17 +183,20 @@ def test_offline_engine_equals_transformers(tmp_path):
         {"question": "<image>\n<image>\n" + COUNT, "images": [str(PICTURES[n]) for n in ("counting_1", "counting_2")]},
         {"question": COUNT, "images": [str(PICTURES["counting_2"])], "system": "Be brief."},
         {"question": "And?", "images": [str(PICTURES["counting_1"])], "history": [["<image>\n" + COUNT, "x</think>y"]]},
+        {"id": "too long", "question": "7 " * 4200},
     ]  # fmt: skip
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
     outputs = {}
     for engine in ("vllm", "transformers"):
         answers = tmp_path / f"{engine}.jsonl"
         more = ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}'] if engine == "vllm" else []
-        subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "serving.offline", str(questions), str(answers), "--model", str(MODEL),
              "--engine", engine, "--dtype", "float32", "--max-new-tokens", str(MAX_TOKENS), *more],
-            check=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
+            cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         )  # fmt: skip
         records = [json.loads(line) for line in answers.read_text().splitlines()]
+        (failed,) = (records.pop(index) for index, entry in enumerate(records) if entry["id"] == "too long")
+        assert process.returncode == 1 and "4096" in failed["error"]
         outputs[engine] = {entry["id"]: (entry["thinking"], entry["answer"]) for entry in records}
-    assert outputs["vllm"] == outputs["transformers"] and len(outputs["vllm"]) == len(lines)
+    assert outputs["vllm"] == outputs["transformers"] and len(outputs["vllm"]) == len(lines) - 1
