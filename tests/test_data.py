@@ -17,6 +17,7 @@ from training.data import (
     Collator,
     ConversationFile,
     ConversationTable,
+    Counts,
     Encoder,
     SampleError,
     StreamedConversations,
@@ -99,8 +100,21 @@ def test_images_without_placeholder_come_first():
 
 
 BROKEN = {
-    "not an object": ("[1]", "expected an object, found list"),
+    "not an object": ("3", "expected an object, found int"),
+    "LLaVA's array in one line": ("[1]", "expected an object, found list.*jq -c '.\\[\\]'"),
+    "the first line of an indented array": ("[", "not JSON .*jq -c"),
     "not JSON": ("{", "not JSON"),
+    "an image within a message": (
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image", "path": "a.jpg"}]},
+                    {"role": "assistant", "content": "y"},
+                ]
+            }
+        ),
+        'has its image in itself .*list images under "images"',
+    ),
     "no messages": ('{"image": "a.jpg"}', 'expected a list "conversations"'),
     "an unknown role": (json.dumps({"conversations": [{"from": "robot", "value": "x"}]}), "role 'robot' is unknown"),
     "no answer": (json.dumps({"conversations": [{"from": "human", "value": "x"}]}), "questions and answers in turns"),
@@ -210,6 +224,41 @@ def test_broken_images_in_a_table_are_counted(parts, images, streaming):
             read = ConversationTable(rows, "t", encoder(parts), max_broken_share=0.5)
             assert torch.equal(read[1]["pixel_values"], read[0]["pixel_values"])
     assert read.counts.as_dict()["broken"] == 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_a_table_are_read_as_those_of_files(parts, images, streaming):
+    """With the checkpoint's switch for turned photographs; `datasets` itself always turns them."""
+    turned = Image.Exif()
+    turned[274] = 6
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(images / "turned.jpg", exif=turned)
+    config, processor = parts
+    settings = {**processor.image_processor.to_dict(), "apply_exif_orientation": False}
+    own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000)
+    message = {"from": datasets.Value("string"), "value": datasets.Value("string")}
+    features = {"image": datasets.Image(), "conversations": datasets.List(message)}
+    columns = {"image": [str(images / "turned.jpg")], "conversations": [turn("What?", "x")]}
+    rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    if streaming:
+        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))["sample"]
+    else:
+        sample = ConversationTable(rows, "t", own)[0]
+    expected = own(parse_row({"image": "turned.jpg", "conversations": turn("What?", "x")}), images)
+    assert torch.equal(torch.as_tensor(sample["pixel_values"]), expected["pixel_values"])
+
+
+def test_the_share_of_broken_samples_in_a_stream(parts):
+    """Is of those read, broken or too long; one with fewer tiles is read, too."""
+    counts = Counts(None, 0, 0.001)
+    for _ in range(2000):
+        counts.add("read")
+        counts.add("fewer_tiles")
+    with pytest.warns(UserWarning, match="skipped"):
+        for number in range(2):
+            counts.report_broken("here", f"error {number}")
+    with pytest.raises(SampleError, match="Broken samples: 3 of 2003"):
+        counts.report_broken("here", SampleError("error 3"))
 
 
 def test_tables_of_one_size_have_fingerprints_of_their_own(parts):

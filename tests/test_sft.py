@@ -1,5 +1,6 @@
 """Recipes: what trains and nothing else, resumed to the same losses, the same over two processes as over one."""
 
+import copy
 import json
 import os
 import shutil
@@ -211,6 +212,9 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
     flags = arguments(samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2})
     finish(launch(flags, config, "tests.sharded_on_cpu"))
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
+    # Every tensor of the files that is not trained, LoRA's names or not
+    summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+    assert summary["frozen_tensors_unchanged"] == 177
     ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "sharded"))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -256,6 +260,50 @@ def test_checkpoints_hold_what_trains(samples, tmp_path):
     with pytest.raises(ValueError, match=r"data_fingerprint .*, now .* delete that one"):
         run(other, tmp_path / "out", max_steps=2, image_root=samples.parent)
     assert run(samples, tmp_path / "out", max_steps=2, save_strategy="no")["steps"] == 2
+
+
+def test_results_that_are_missing_are_written_without_another_step(samples, tmp_path):
+    """As after a kill while they were written, or with another `save`: `train` would take one step beyond the last."""
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    first = run(samples, tmp_path / "out", **settings)
+    weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    (tmp_path / "out" / "summary.json").unlink()
+    again = run(samples, tmp_path / "out", **settings, save=["model", "mlp1"])
+    assert again["steps"] == first["steps"] == 2 and losses(tmp_path / "out").keys() == {1, 2}
+    now = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], now[name]) for name in weights)
+    assert (tmp_path / "out" / "mlp1" / "model.safetensors").exists()
+
+
+def test_a_recipe_may_have_one_text_for_a_list(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: nano\ndata: my.jsonl\ntrain: mlp1\nsave: mlp1\nbf16: false\n")
+    parsed, _ = sft.parse(["--config", str(recipe), "--output_dir", str(tmp_path)])
+    assert (parsed.data, parsed.train, parsed.save) == (["my.jsonl"], ["mlp1"], ["mlp1"])
+
+
+def test_the_example_needs_answers_that_it_can_compare(tmp_path):
+    from examples.finetune.__main__ import HERE, read_test
+
+    assert len(read_test(HERE / "test.jsonl")) == 60
+    row = {"image": "a.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "Two."}]}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"mine.jsonl, line 1: no .boxed.* in the answer 'Two.'"):
+        read_test(tmp_path / "mine.jsonl")
+
+
+@pytest.mark.parametrize("train, is_random", [(["mlp1"], False), (["mlp1", "vision_model"], True)])
+def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
+    """Whatever its config says; the projector learns from the features of inference."""
+    config = copy.deepcopy(nano_model.config)
+    config.vision_config.drop_path_rate = config.vision_config.dropout = config.vision_config.attention_dropout = 0.3
+    model = type(nano_model)(config)
+    model.load_state_dict(nano_model.state_dict())
+    sft.freeze(model, train)
+    pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = [model.train(mode).extract_feature(pixels) for mode in (False, True)]
+    assert torch.equal(*features) != is_random and model.config.vision_config.drop_path_rate == 0.3
 
 
 def test_checkpoints_are_what_trainer_has_written(tmp_path):
@@ -361,6 +409,18 @@ def test_frozen_tensors_are_really_compared(nano_model):
     finally:
         with torch.no_grad():
             weight[3, 5] -= 1e-6
+
+
+def test_what_a_shard_was_compared_with(nano_model):
+    """By the names that PEFT gives, too."""
+    state = {f"base_model.model.{name}": tensor for name, tensor in nano_model.state_dict().items()}
+    layer = "base_model.model.language_model.model.layers.0.mlp.up_proj"
+    state[f"{layer}.base_layer.weight"] = state.pop(f"{layer}.weight")
+    state[f"{layer}.lora_A.default.weight"] = torch.ones(2, 2)
+    assert sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"]) == 177
+    state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
+    with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):
+        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
 
 
 def test_recipes_are_those_of_the_report():

@@ -60,7 +60,7 @@ def parse_row(row):
     """
     package = load_package().conversation
     if not isinstance(row, dict):
-        raise SampleError(f"expected an object, found {type(row).__name__}")
+        raise SampleError(f"expected an object, found {type(row).__name__}{_hint_at_array(row)}")
     messages = row.get("conversations") or row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise SampleError('expected a list "conversations" (InternVL, LLaVA) or "messages"')
@@ -100,6 +100,9 @@ def _text_of_part(part):
     if not isinstance(part, dict):
         raise SampleError(f"a part of a message is {type(part).__name__}, not an object")
     if part.get("type") != "text":
+        own = sorted({"path", "url", "image", "image_url", "base64"} & part.keys())
+        if any(part[name] is not None for name in own):
+            raise SampleError(f'a part of a message has its image in itself ("{own[0]}"); list images under "images"')
         return "<image>\n"
     if not isinstance(part.get("text"), str):
         raise SampleError(f"the text of a message's part is {type(part.get('text')).__name__}, not text")
@@ -261,7 +264,8 @@ class Counts:
         """
         self.add("broken", line)
         counts = self.as_dict()
-        total = max(1000, sum(counts.values())) if self.lines is None else self.lines + self.broken
+        seen = sum(counts[name] for name in ("read", "broken", "too_long"))
+        total = max(1000, seen) if self.lines is None else self.lines + self.broken
         if counts["broken"] > self.max_broken_share * total:
             raise SampleError(
                 f"{where}: {error}. Broken samples: {counts['broken']} of {total}; max_broken_share allows a share of "
@@ -418,7 +422,9 @@ class ConversationTable(Conversations):
     """
 
     def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0):
-        self.rows, self.name, self.encoder, self.image_root = rows, name, encoder, image_root
+        self.name, self.encoder, self.image_root = name, encoder, image_root
+        # As they are stored: `datasets` would decode images by rules of its own, and a broken one could not be counted
+        self.rows = rows.with_format("arrow")
         columns = [column for column in rows.column_names if column not in ("image", "images")]
         self._texts = rows.select_columns(columns)  # without decoding images
         self.counts = Counts(len(rows), 0, max_broken_share)
@@ -434,10 +440,7 @@ class ConversationTable(Conversations):
         return self.image_root
 
     def row(self, index):
-        try:
-            return self.rows[index]
-        except (OSError, ValueError, SyntaxError) as error:  # `datasets` decodes images as it reads a row
-            raise SampleError(f"image: {error}") from error
+        return self.rows[index].to_pylist()[0]
 
     def length(self, index):
         """From the text; an image counts as if it had all tiles."""
@@ -498,7 +501,14 @@ def _parse_json(line):
     try:
         return json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SampleError(f"not JSON ({error})") from error
+        raise SampleError(f"not JSON ({error}){_hint_at_array(line)}") from error
+
+
+def _hint_at_array(content):
+    """What to do about LLaVA's files, which are one JSON array."""
+    is_text = isinstance(content, (str, bytes))
+    is_array = isinstance(content, list) or (is_text and content.lstrip()[:1] in ("[", b"["))
+    return "; of a JSON array make an object a line: jq -c '.[]' data.json > data.jsonl" if is_array else ""
 
 
 def _encode(encoder, counts, read_row, image_root, where, line=None):

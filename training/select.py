@@ -32,10 +32,11 @@ def score_answers(model, batch, block=1024):
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     labels = batch.pop("labels")[:, 1:]
     hidden_states = model.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]  # (rows, length - 1, H)
+    labels = labels.to(hidden_states.device)  # of several GPUs the last
     rows, places = (labels != IGNORED).nonzero(as_tuple=True)
-    total = torch.zeros(len(labels), device=device)
+    total = torch.zeros(len(labels), device=labels.device)
     for of_rows, of_places in zip(rows.split(block), places.split(block)):
-        logits = model.get_output_embeddings()(hidden_states[of_rows, of_places]).float()
+        logits = model.get_output_embeddings()(hidden_states[of_rows, of_places]).to(labels.device).float()
         answered = labels[of_rows, of_places].unsqueeze(-1)
         total.index_add_(0, of_rows, logits.log_softmax(-1).gather(-1, answered).squeeze(-1))
     return total / (labels != IGNORED).sum(1)

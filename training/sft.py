@@ -26,8 +26,9 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate.utils import broadcast_object_list
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer, TrlParser
@@ -103,6 +104,9 @@ class RecipeArguments:
     lora_targets: str = dataclasses.field(default=LORA_TARGETS, metadata={"help": "Regular expression of modules."})
 
     def __post_init__(self):
+        for name in ("data", "train", "save"):  # a recipe may have one text where a list belongs
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         for name, allowed in (("train", TRAINABLE), ("save", SAVED)):
             unknown = [value for value in getattr(self, name) if value not in allowed]
             if unknown or not getattr(self, name):
@@ -149,7 +153,14 @@ def _checksum(tensor, block=1 << 24):
 
 
 def freeze(model, train):
-    """Leave only the named parts trainable; LoRA's matrices are added later."""
+    """Leave only the named parts trainable; LoRA's matrices are added later.
+
+    A frozen vision tower drops nothing at random either: the projector has to learn from the features of inference.
+    """
+    for module in model.vision_model.modules() if "vision_model" not in train else ():
+        for rate in ("p", "rate", "attention_dropout"):  # of Dropout, StochasticDepth and VisionAttention
+            if hasattr(module, rate):
+                setattr(module, rate, 0.0)
     model.requires_grad_(False)
     for part in ("mlp1", "vision_model", "language_model"):
         getattr(model, part).requires_grad_(part in train)
@@ -181,6 +192,11 @@ class Trainer(SFTTrainer):
         names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         kept = {name: tensor.detach().contiguous() for name, tensor in state_dict.items() if name in names}
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def load_finished(self, checkpoint):
+        """Take weights and history of a checkpoint without training on: `train` would take one step more."""
+        self._load_from_checkpoint(checkpoint)
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
 
     def _issue_warnings_after_load(self, load_result):
         frozen = {
@@ -346,6 +362,11 @@ def build_dataset(recipe, config, encoder):
     rows = rows.shuffle(seed=config.seed, buffer_size=recipe.shuffle_buffer)
     source = StreamedConversations(rows, name, encoder, **settings, fingerprint=fingerprint)
     config.dataloader_num_workers = min(config.dataloader_num_workers, source.dataset.num_shards)
+    if source.dataset.num_shards < config.world_size:
+        logger.warning(
+            f"streaming: {config.world_size} processes share {source.dataset.num_shards} files, so each reads and "
+            "tiles all samples and leaves out the others'. Split the data into at least as many files as processes."
+        )
     return source.dataset, source
 
 
@@ -421,7 +442,10 @@ def make_trainer(recipe, config):
     freeze(model, recipe.train)
     sharded = bool(config.fsdp or config.deepspeed) or _accelerate_shards()
     if sharded and "lora" in recipe.train and recipe.save != ["adapter"]:
-        raise ValueError("LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it afterwards.")
+        raise ValueError(
+            "LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it afterwards: "
+            "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)."
+        )
     if not sharded:  # ZeRO-3 keeps a float32 copy itself, and accelerate makes one for FSDP
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -467,11 +491,12 @@ def assert_frozen(model, before):
 def assert_frozen_as_loaded(state_dict, folder, trainable):
     """As `assert_frozen` where no process holds a whole model: against the files that it was loaded from."""
     source = Checkpoint(folder)
-    compared = sorted((state_dict.keys() & set(source.names)) - set(trainable))
+    loaded = set(source.names)
+    compared = [name for name in state_dict.keys() - set(trainable) if _bare(name) in loaded]
     _raise_if_changed(
         name
         for name in compared
-        if not torch.equal(state_dict[name].cpu(), source.read(name).to(state_dict[name].dtype))
+        if not torch.equal(state_dict[name].cpu(), source.read(_bare(name)).to(state_dict[name].dtype))
     )
     return len(compared)
 
@@ -554,7 +579,10 @@ def train(recipe, config):
     checkpoint, summary = broadcast_object_list(decided)
     if summary is not None:
         return summary
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None and frozen is not None and 0 < config.max_steps <= step_of(checkpoint):
+        trainer.load_finished(checkpoint)  # only its results are missing
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     # ZeRO-3 leaves placeholders between steps, which remember the size
     trainable = {
         name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters() if p.requires_grad
@@ -564,8 +592,10 @@ def train(recipe, config):
         unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
     else:
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole on the first process only
-        if trainer.is_world_process_zero() and Path(recipe.model).is_dir():
-            unchanged = assert_frozen_as_loaded(gathered, recipe.model, trainable)
+        if trainer.is_world_process_zero():
+            is_local = Path(recipe.model).is_dir()
+            loaded = recipe.model if is_local else snapshot_download(recipe.model, local_files_only=True)
+            unchanged = assert_frozen_as_loaded(gathered, loaded, trainable)
     counts = trainer.source.counts.over_processes(trainer.accelerator)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     summary = {

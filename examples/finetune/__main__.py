@@ -27,12 +27,19 @@ OPTIONS = {"max_new_tokens": 160, "do_sample": False}
 
 
 def read_test(path):
-    """(image paths, question, right answer) of each line."""
-    rows = [json.loads(row["line"]) for row in json_lines([path])]
-    return [
-        (path.parent / row["image"], row["conversations"][0]["value"], boxed(row["conversations"][1]["value"]))
-        for row in rows
-    ]
+    """(image paths, question, right answer) of each line.
+
+    Raises:
+        ValueError: an answer without a box, which could not be compared.
+    """
+    tests = []
+    for row in json_lines([path]):
+        sample = json.loads(row["line"])
+        question, answer = (message["value"] for message in sample["conversations"][:2])
+        if boxed(answer) is None:
+            raise ValueError(f"{path}, line {row['number']}: no \\boxed{{…}} in the answer {answer[-40:]!r}.")
+        tests.append((path.parent / sample["image"], question, boxed(answer)))
+    return tests
 
 
 def ask(model, tokenizer, tests, batch_size=20):
