@@ -4,7 +4,6 @@ What cannot be read raises an error that names the file.
 """
 
 import base64
-import binascii
 import http.client
 import io
 import struct
@@ -162,7 +161,7 @@ def _download(url):
 def _decode(text, name):
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii's own, or text that is not ASCII
         raise ValueError(f"{name}: not valid base64 ({error}).") from error
 
 
@@ -172,7 +171,7 @@ def _looks_like_base64(text):
         return None
     try:
         return base64.b64decode(compact, validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii's own, or text that is not ASCII
         return None
 
 

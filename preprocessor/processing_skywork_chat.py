@@ -354,4 +354,5 @@ CALL_KEYWORDS = (
     "apply_exif_orientation",
     "alpha",
     "fast_resize",
+    "dtype",
 )

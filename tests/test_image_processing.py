@@ -210,6 +210,10 @@ def test_unreadable_files_are_named(name, data, error, words, tmp_path):
 def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no/such\.png"):
         image_loading.open_image("no/such.png")
+    with pytest.raises(FileNotFoundError, match=r"图.*no such image file"):  # as long as base64, which is ASCII
+        image_loading.open_image("图" * 60 + ".png")
+    with pytest.raises(ValueError, match=r"data:image/png;base64.*not valid base64"):
+        image_loading.open_image("data:image/png;base64,图")
     with pytest.raises(ValueError, match="a directory"):
         image_loading.open_image(tmp_path)
     with pytest.raises(TypeError, match="not int"):

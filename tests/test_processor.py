@@ -260,6 +260,8 @@ def test_settings_of_the_call_reach_it(nano_processor):
     settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     plain = nano_processor.apply_chat_template(messages, **settings)
     fast = nano_processor.apply_chat_template(messages, **settings, fast_resize=True)
+    half = nano_processor.apply_chat_template(messages, **settings, dtype=torch.bfloat16)
+    assert torch.equal(half["pixel_values"], plain["pixel_values"].to(torch.bfloat16))
     assert not torch.equal(plain["pixel_values"], fast["pixel_values"])
     padded = nano_processor.apply_chat_template(
         messages,
