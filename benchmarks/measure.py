@@ -57,7 +57,7 @@ def ratio(seconds, name, peer):
 
 
 def peak_memory(function, device="cpu"):
-    """Bytes that a call takes at its highest, beyond what was there before it."""
+    """Bytes that a call takes at its highest, beyond what was there before it; NaN where the kernel does not tell."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -67,7 +67,10 @@ def peak_memory(function, device="cpu"):
         return torch.cuda.max_memory_allocated() - before
     with contextlib.suppress(OSError, AttributeError):  # memory that the allocator keeps would hide a peak
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is resident now
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is resident now
+    except OSError:  # a kernel without it, as some virtual machines have
+        return math.nan
     before = resident_memory("VmRSS")
     function()
     return max(0, resident_memory("VmHWM") - before)
@@ -121,16 +124,17 @@ def _rate(function, seconds, device):
 
 def machine(device):
     """Commit, versions and hardware, for the record."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
-    )
+    commit = None
+    with contextlib.suppress(OSError):  # no git
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
         model = names[0].split(":")[1].strip() if names else model
     is_cuda = torch.device(device).type == "cuda"
     return {
-        "commit": git.stdout.strip() or None,
+        "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -142,10 +146,15 @@ def machine(device):
 
 
 class Report:
-    """Rows of figures: progress while they come, then a table, a file and a last line of JSON."""
+    """Rows of figures: progress while they come, then a table, a file and a last line of JSON.
 
-    def __init__(self, device, settings):
+    Args:
+        path: of the file, or None. What is measured so far is beside it, so that an error later does not lose it.
+    """
+
+    def __init__(self, device, settings, path=None):
         self.record = {"machine": machine(device), "settings": settings, "rows": []}
+        self.path = path
 
     def progress(self, text):
         if sys.stderr.isatty():
@@ -157,6 +166,7 @@ class Report:
         """One figure; `more` may hold `ratio`, `limit` and `share` of the limit that is reached."""
         row = {"benchmark": benchmark, "case": case, "contender": contender, "value": value, "unit": unit, **more}
         self.record["rows"].append(row)
+        self._keep()
         self.progress(f"{benchmark}, {case}, {contender}: {value:.4g} {unit}")
 
     def add_times(self, benchmark, case, seconds, ours, amount=1, unit="s"):
@@ -183,18 +193,17 @@ class Report:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
-    def keep(self, path):
-        """Write what is measured so far beside the file of the record, so that an error later does not lose it."""
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(f"{path}.partial").write_text(json.dumps(self.record, indent=1) + "\n")
+    def _keep(self):
+        if self.path:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            Path(f"{self.path}.partial").write_text(json.dumps(self.record, indent=1) + "\n")
 
-    def finish(self, path):
-        """Print the table and the JSON, and keep the record in a file."""
+    def finish(self):
+        """Print the table and the JSON, and keep the record in its file."""
         if sys.stderr.isatty():
             print("\r\033[K", end="", file=sys.stderr)
         print(self.table())
-        if path:
-            self.keep(path)
-            Path(f"{path}.partial").replace(path)
+        if self.path:
+            self._keep()
+            Path(f"{self.path}.partial").replace(self.path)
         print(json.dumps(self.record))
