@@ -207,16 +207,17 @@ class SkyworkChatProcessor(ProcessorMixin):
                 parts `{"type": "text", "text"}` and `{"type": "image", …}` with the image (PIL, path, URL, base64)
                 under "image", "url", "path", "base64" or "image_url".
             tokenize, return_dict: the text; or the model inputs; or of these only input_ids.
-            kwargs: keywords of `__call__`; any other is a variable of the template (`enable_thinking`).
+            kwargs: keywords of `__call__`, also in a dict `processor_kwargs`; any other is a variable of the template
+                (`enable_thinking`).
 
         Returns:
             What `tokenize` and `return_dict` ask for. A text marks control tokens that a user typed (see `protect`).
         """
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations = conversation if batched else [conversation]
-        processor_kwargs = kwargs.pop("processor_kwargs", None) or {}
-        kwargs = {**kwargs, **processor_kwargs}
-        variables = {name: value for name, value in kwargs.items() if name not in CALL_KEYWORDS}
+        of_call = dict(kwargs.pop("processor_kwargs", None) or {})
+        return_tensors = of_call.pop("return_tensors", return_tensors)
+        of_call.update({name: kwargs.pop(name) for name in CALL_KEYWORDS if name in kwargs})
         images = [self._images_of_messages(messages, must_have=tokenize) for messages in conversations]
         texts = [
             self.tokenizer.apply_chat_template(
@@ -226,7 +227,7 @@ class SkyworkChatProcessor(ProcessorMixin):
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 tokenize=False,
-                **variables,
+                **kwargs,
             )
             for messages in conversations
         ]
@@ -237,7 +238,7 @@ class SkyworkChatProcessor(ProcessorMixin):
             images=images if any(images) else None,
             return_tensors=return_tensors,
             add_special_tokens=False,
-            **{name: value for name, value in kwargs.items() if name in CALL_KEYWORDS},
+            **of_call,
         )
         if not batched and return_tensors is None:
             return inputs if return_dict else inputs["input_ids"][0]
@@ -293,7 +294,11 @@ class SkyworkChatProcessor(ProcessorMixin):
                         part["text"] = self.protect(part["text"], is_answer, placeholders)
                         is_answer = is_answer and not closes
                 content = merged
-            protected.append(dict(message, content=content))
+            message = dict(message, content=content)
+            for name in ("reasoning", "reasoning_content"):  # of an answer whose parts a server gave apart
+                if isinstance(message.get(name), str):
+                    message[name] = self.protect(message[name], False, False)
+            protected.append(message)
         return protected
 
     def _truncate(self, row, max_length):

@@ -254,6 +254,27 @@ def test_pipeline(nano_model, nano_tokenizer):
     assert result[0]["generated_text"].strip() == answer
 
 
+@pytest.mark.parametrize("answer, replayed", [
+    ({"content": "I add.\n</think>\n\nIt is 46."}, "I add.\n</think>\n\nIt is 46."),  # as chat() gives it
+    ({"content": "It is 46."}, "\n</think>\n\nIt is 46."),  # what a client keeps of a reasoning server's answer
+    ({"content": "\n\nIt is 46.", "reasoning": "I add.\n"}, "I add.\n</think>\n\nIt is 46."),
+    ({"content": "It is 46.", "reasoning_content": "I add."}, "I add.\n</think>\n\nIt is 46."),
+    ({"content": [{"type": "text", "text": "\n\nIt is 46."}]}, "\n</think>\n\nIt is 46."),  # as vLLM has it
+    ({"content": None, "reasoning": "I add"}, "I add\n</think>\n\n"),  # cut while thinking
+])  # fmt: skip
+def test_earlier_answers_close_their_thinking(nano_processor, answer, replayed):
+    """Which the template opens; the last message is left as it is, to be continued."""
+    messages = [{"role": "user", "content": "12 + 34?"}, {"role": "assistant", **answer}]
+    opened = "<｜begin▁of▁sentence｜><｜User｜>\n12 + 34?<｜Assistant｜><think>\n"
+    longer = [*messages, {"role": "user", "content": "And?"}]
+    for template in (nano_processor, nano_processor.tokenizer):
+        rendered = template.apply_chat_template(longer, add_generation_prompt=True, tokenize=False)
+        expected = f"{opened}{replayed}<｜end▁of▁sentence｜><｜User｜>\nAnd?<｜Assistant｜><think>\n"
+        assert rendered == expected
+    last = nano_processor.apply_chat_template([messages[0], {"role": "assistant", "content": "I ad"}])
+    assert last == f"{opened}I ad<｜end▁of▁sentence｜>"
+
+
 def test_settings_of_the_call_reach_it(nano_processor):
     """Through apply_chat_template as through the call itself."""
     messages = [{"role": "user", "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}]}]
@@ -263,6 +284,12 @@ def test_settings_of_the_call_reach_it(nano_processor):
     half = nano_processor.apply_chat_template(messages, **settings, dtype=torch.bfloat16)
     assert torch.equal(half["pixel_values"], plain["pixel_values"].to(torch.bfloat16))
     assert not torch.equal(plain["pixel_values"], fast["pixel_values"])
+    tensors = nano_processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, processor_kwargs={"return_tensors": "pt"}
+    )
+    assert torch.equal(tensors["input_ids"], plain["input_ids"])
+    with pytest.raises(TypeError, match="max_dynamic_patches=4 is no setting of a call"):
+        nano_processor.apply_chat_template(messages, **settings, processor_kwargs={"max_dynamic_patches": 4})
     padded = nano_processor.apply_chat_template(
         messages,
         **settings,

@@ -174,6 +174,24 @@ def test_more_images_than_allowed_is_a_clear_error(server):
         client.chat.completions.create(model="nano", messages=[{"role": "user", "content": content}], max_tokens=4)
 
 
+@pytest.mark.parametrize("kept", [["content"], ["content", "reasoning"]], ids=" and ".join)
+def test_a_client_gives_earlier_answers_back(server, kept):
+    """With their thinking or, as most do, without: then it is closed, as `chat()` replays answers without thinking."""
+    client = openai.OpenAI(base_url=server, api_key="none")
+    asked = {"role": "user", "content": [image_part("counting_1"), {"type": "text", "text": COUNT}]}
+    first = client.chat.completions.create(messages=[asked], **options_of("two turns")).choices[0].message
+    replayed = {"role": "assistant", **{name: getattr(first, name) for name in kept}}
+    messages = [asked, replayed, {"role": "user", "content": "Count the shapes."}]
+    second = client.chat.completions.create(messages=messages, **options_of("two turns")).choices[0]
+    model = AutoModel.from_pretrained(MODEL, dtype=torch.float32, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
+    written, thinking = load_package().generation.Written(), first.reasoning.strip() if "reasoning" in kept else ""
+    history = [(f"<image>\n{COUNT}", f"{thinking}\n</think>\n\n{first.content.strip()}")]
+    options = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "stopping_criteria": [written]}
+    model.chat(tokenizer, str(PICTURES["counting_1"]), "Count the shapes.", options, history=history)
+    assert [token for token in second.token_ids if token != END] == [t for t in written.ids[0].tolist() if t != END]
+
+
 def test_offline_engine_equals_transformers(tmp_path):
     """The JSONL path on vLLM and on transformers: the same lines, and an error of its own for one that is too long."""
     questions = tmp_path / "questions.jsonl"
