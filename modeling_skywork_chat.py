@@ -375,6 +375,10 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
         has_images = pixel_values is not None or image_features is not None
+        if has_images and inputs_embeds is not None:
+            raise ValueError("Images go with input_ids; inputs_embeds has their features already: see embed().")
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("Give pixel_values or image_features, not both.")
         if inputs_embeds is None and (has_images or input_ids.shape[1] > 1):
             inputs_embeds = self.embed(input_ids, pixel_values, image_flags, image_features)
         elif inputs_embeds is None:
@@ -510,11 +514,15 @@ class SkyworkChatModel(SkyworkModelBase):
             (batch, new tokens): only what was generated, without the prompt.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`, images that do not match the prompt, or a
-                prompt that with `max_new_tokens` exceeds the context.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`, images twice, with `inputs_embeds` or not
+                matching the prompt, or a prompt that with `max_new_tokens` exceeds the context.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        if inputs_embeds is not None and (pixel_values is not None or visual_features is not None):
+            raise ValueError("Images go with input_ids; inputs_embeds has their features already: see embed().")
+        if pixel_values is not None and visual_features is not None:
+            raise ValueError("Give pixel_values or visual_features, not both.")
         longest = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=-1).max())
@@ -807,8 +815,8 @@ class SkyworkChatModel(SkyworkModelBase):
 
         def texts_of(rows):
             rows = [row.tolist() if torch.is_tensor(row) else row for row in rows]
-            # A row that has ended is padded, with a token that may be an ordinary one
-            ends = [next((end for end, token in enumerate(row) if token in stops), len(row)) for row in rows]
+            # A row that a stop token has ended is padded, with a token that may be an ordinary one
+            ends = [next((end for end, token in enumerate(row, 1) if token in stops), len(row)) for row in rows]
             texts = tokenizer.batch_decode([row[:end] for row, end in zip(rows, ends)], skip_special_tokens=True)
             return [text.split(template.sep.strip())[0].strip() for text in texts]
 
@@ -1034,6 +1042,12 @@ def copy_repository_files(source, target, revision=None, cache_dir=None, subfold
         if isinstance(origin, (str, Path)) and Path(origin).is_file() and not destination.exists():
             destination.parent.mkdir(exist_ok=True)
             shutil.copyfile(origin, destination)
+    missing = [name for name in ("tokenizer.json", "preprocessor_config.json") if not (target / name).exists()]
+    if source and missing and not Path(source).is_dir():
+        logger.warning(
+            f"{target} has no {' and no '.join(missing)}: of {source} only what is in the cache is copied. Load "
+            "tokenizer and processor from there once, and save_pretrained() them into it."
+        )
 
 
 def _history(history, question, answer, conversation, mode):

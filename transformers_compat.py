@@ -99,12 +99,15 @@ def new_tokens(options, generation_config, prompt_length):
     """How many tokens a call of `generate` may add to a prompt: `max_new_tokens`, what `max_length` leaves, or None."""
     if not sets_a_length(options, generation_config):
         return None
-    for asked in (options, vars(generation_config) if generation_config is not None else {}):
-        if asked.get("max_new_tokens") is not None:
-            return asked["max_new_tokens"]
-        if asked.get("max_length") is not None:
-            return asked["max_length"] - prompt_length
-    return None
+    places = (options, {} if generation_config is None else vars(generation_config))
+    new, total = (
+        next((place[name] for place in places if place.get(name) is not None), None)
+        for name in ("max_new_tokens", "max_length")
+    )
+    if new is not None or total is None:
+        return new
+    # Up to 4.37 the length of embeddings does not count; a begin-of-sentence token does
+    return total - (prompt_length if at_least("4.38") else GENERATED_FROM)
 
 
 def requested_cache(keywords, generation_config):
@@ -217,8 +220,7 @@ def loading_keywords(keywords, config, use_flash_attn, load_in_8bit, load_in_4bi
     if keywords.get("quantization_config") is not None:
         keywords["quantization_config"] = language_layers_only(keywords["quantization_config"])
     requested = keywords.get("attn_implementation") or getattr(config, "_attn_implementation_internal", None)
-    dtype = keywords.get("dtype", keywords.get("torch_dtype"))
-    resolved = choose_attention(requested, use_flash_attn, dtype)
+    resolved = choose_attention(requested, use_flash_attn, dtype_of_loading(keywords, config))
     if resolved is not None:
         keywords["attn_implementation"] = resolved
     return keywords
@@ -337,20 +339,23 @@ def tokens_device(embedding):
     return torch.device("cpu") if device is None else torch.device(device)
 
 
+def dtype_of_loading(keywords, config):
+    """The dtype that `from_pretrained` will give weights which are not quantized."""
+    dtype = keywords.get("dtype", keywords.get("torch_dtype"))
+    if dtype is None:
+        dtype = "auto" if at_least("5.0") else torch.float32  # 5.0 loads a checkpoint as it was saved
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
 def bytes_per_parameter(keywords, config):
     """(of the decoder layers' weights, of all others) as `from_pretrained` will load them, for planning.
 
     Args:
         keywords: those of `from_pretrained`, as `loading_keywords` gives them.
     """
-    dtype = keywords.get("dtype", keywords.get("torch_dtype"))
-    if dtype is None:
-        dtype = "auto" if at_least("5.0") else torch.float32  # 5.0 loads a checkpoint as it was saved
-    if dtype == "auto":
-        dtype = getattr(config, "dtype", None) or getattr(config, "torch_dtype", None) or torch.float32
-    if isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    full = torch.empty(0, dtype=dtype).element_size()
+    full = torch.empty(0, dtype=dtype_of_loading(keywords, config)).element_size()
     quantization = keywords.get("quantization_config") or getattr(config, "quantization_config", None)
     return bytes_of_quantization(quantization) or full, full
 

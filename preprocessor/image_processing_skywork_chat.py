@@ -169,7 +169,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
                     work.append((pixels, (width, height), start))
                     start += width * height // side**2
                 places[key] = range(first, start)
-            pixel_values = torch.empty(start, 3, side, side, dtype=dtype)
+            with torch.inference_mode(False):  # a tensor of that mode could not be written by the pool's threads
+                pixel_values = torch.empty(start, 3, side, side, dtype=dtype)
             list(pool.map(fill, *zip(*work)))
         counts = [len(places[id(image)]) for image in flat]
         if len(distinct) < len(flat):

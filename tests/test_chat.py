@@ -243,6 +243,11 @@ def test_a_row_that_ended_early_has_no_padding_in_its_answer(nano_model, nano_to
     assert padded == singles
 
 
+def test_a_stop_token_that_can_be_seen_stays(nano_model, nano_tokenizer):
+    options = {**GREEDY, "max_new_tokens": 60, "eos_token_id": nano_tokenizer.convert_tokens_to_ids("</think>")}
+    assert nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", options).endswith("</think>")
+
+
 def test_a_generation_config_object_is_the_same_as_a_dict(nano_model, nano_tokenizer):
     by_object = nano_model.chat(nano_tokenizer, CALCULATION, "What?", GenerationConfig(**GREEDY))
     assert by_object == nano_model.chat(nano_tokenizer, CALCULATION, "What?", GREEDY)

@@ -245,6 +245,16 @@ class TestKeptImages:
             ask(nano_model, kept)
 
 
+@pytest.mark.parametrize("options, config, new", [
+    ({"max_new_tokens": 8}, {}, 8), ({"max_length": 100}, {}, 70), ({}, {"max_length": 100}, 70), ({}, {}, None),
+    ({"max_length": 8000}, {"max_new_tokens": 8}, 8), ({"max_new_tokens": 8}, {"max_length": 8000}, 8),
+    ({}, {"max_length": 20}, None),  # transformers' own default
+])  # fmt: skip
+def test_how_long_an_answer_may_be(options, config, new):
+    """After a prompt of 30 tokens; transformers lets max_new_tokens win wherever it stands."""
+    assert load_package().compat.new_tokens(options, GenerationConfig(**config), 30) == new
+
+
 @pytest.mark.parametrize("question, options, reason", [
     ("Hi", {"max_new_tokens": 4096}, "set max_new_tokens to at most 40[0-9][0-9]"),
     ("Hi", {"max_length": 8000}, "79[0-9][0-9] new ones are allowed .max_new_tokens, or what max_length leaves"),

@@ -66,6 +66,8 @@ def test_pixel_values_in_another_dtype(dtype, expected, fast, tmp_path):
     values = SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"]
     float32 = SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"] if fast else CARD["load_image"](path)
     assert values.dtype == expected and torch.equal(values, float32.to(expected))
+    with torch.inference_mode():
+        assert torch.equal(SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"], values)
 
 
 @pytest.mark.parametrize("dtype, return_tensors, message", [

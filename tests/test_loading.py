@@ -168,6 +168,19 @@ def test_flash_attention_needs_half_precision(monkeypatch, dtype, expected):
     assert compat.choose_attention(None, None, dtype) is None  # nobody asked
 
 
+@pytest.mark.parametrize("keywords, saved, expected", [
+    ({"dtype": "auto"}, torch.bfloat16, "flash_attention_2"), ({"dtype": "auto"}, torch.float32, None),
+    ({}, torch.bfloat16, "flash_attention_2"),  # transformers 5 loads a checkpoint as it was saved
+    ({"dtype": torch.float32}, torch.bfloat16, None),
+])  # fmt: skip
+def test_flash_attention_goes_by_the_dtype_that_is_loaded(monkeypatch, keywords, saved, expected):
+    compat = load_package().compat
+    monkeypatch.setattr(compat, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = types.SimpleNamespace(dtype=saved, torch_dtype=saved)
+    assert compat.loading_keywords(keywords, config, True, False, False).get("attn_implementation") == expected
+
+
 @pytest.mark.parametrize("keywords, expected", [
     ({"dtype": torch.float32}, (4, 4)), ({"dtype": "bfloat16"}, (2, 2)), ({"torch_dtype": torch.bfloat16}, (2, 2)),
     ({"dtype": "auto"}, (2, 2)), ({}, (2, 2)),

@@ -208,6 +208,24 @@ def test_images_that_do_not_match_show_both_numbers(golden_model, tiles, numbers
     assert all(number in str(error.value) for number in numbers)
 
 
+@pytest.mark.parametrize("twice", [True, False])
+def test_images_that_would_be_ignored_are_an_error(golden_model, twice):
+    """Beside embeddings, which have their features already, or beside features."""
+    inputs = checkpoints.golden("inputs")
+    pixels, ids = inputs["pixel_values"], inputs["input_ids"]
+    features = golden_model.extract_feature(pixels)
+    if twice:
+        given, message = {"input_ids": ids}, "not both"
+        more = ({"visual_features": features}, {"image_features": features})
+    else:
+        given, message = {"inputs_embeds": golden_model.get_input_embeddings()(ids)}, "Images go with input_ids"
+        more = ({}, {})
+    with pytest.raises(ValueError, match=message):
+        golden_model.generate(pixel_values=pixels, **given, **more[0], max_new_tokens=1)
+    with pytest.raises(ValueError, match=message):
+        golden_model(pixel_values=pixels, **given, **more[1])
+
+
 def test_images_without_tokens_are_an_error(golden_model):
     inputs = checkpoints.golden("inputs")
     with pytest.raises(ValueError, match=r"0 image tokens .* 20 features"):
