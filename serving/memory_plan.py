@@ -34,7 +34,8 @@ class Part:
     Attributes:
         place: "first" GPU, "layers" (over all GPUs in proportion to decoder layers), "further" (each GPU but the first
             that has layers), or "host".
-        kind: "weights", "cache" or "passing" (activations, and weights on their way through a GPU).
+        kind: "weights", "cache", "passing" (activations, and weights on their way through a GPU) or "mask" (which vLLM
+            does without).
     """
 
     name: str
@@ -112,8 +113,6 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
     chunk = positions * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size)) * wide
     # Prefill: the residual stream and its norm, gate and up and their product
     prefill = batch * context * (2 * llm.hidden_size + 3 * llm.intermediate_size) * wide
-    if batch > 1:  # prompts of several lengths need a mask, a byte for each pair of positions and SDPA's copy of it
-        prefill += batch * context**2 * (1 + wide)
     full_cache = batch * context * kv_bytes_per_token(llm, wide, kv_bits)
     if kv_bits is not None:
         full_cache += batch * min(context, KV_RESIDUAL) * kv_bytes_per_token(llm, wide)
@@ -132,6 +131,10 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
         Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill), kind="passing"),
         Part("activations on each further GPU (reading the prompt)", prefill, "further", "passing"),
     ]
+    if batch > 1:  # a byte for each pair of positions, and SDPA's copy of it
+        mask = batch * context**2 * (1 + wide)
+        parts.append(Part("mask of prompts of several lengths", mask, kind="mask"))
+        parts.append(Part("mask on each further GPU", mask, "further", "mask"))
     if offload_vision:
         parts.append(Part("vision tower, the module in passage", largest_module, kind="passing"))
     return parts, layers

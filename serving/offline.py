@@ -5,16 +5,15 @@
 
 A line in:  {"id": "7", "question": "What is this?", "images": ["a.jpg"], "system": "…", "history": [["Hi", "…"]]};
 all but `question` may be missing; paths are relative to the file; without an id a line's number is its id.
-A line out: {"id", "question", "thinking", "answer", "text", "tokens", "max_new_tokens", "finish_reason"} ("stop", or
-"length" where --max-new-tokens or the context cut the answer), or {"id", "question", "error"}.
+A line out: {"id", "question", "thinking", "answer", "text", "tokens", "max_new_tokens", "context", "finish_reason"}
+("stop", or "length" where one of the two before cut the answer), or {"id", "question", "error"}.
 
 On vLLM where it is installed (continuous batching); otherwise on transformers, in batches of questions that are as long
 as each other. Run again after an interruption it answers what is missing; failed lines are tried again, and those that
-were cut where more tokens are allowed now.
+were cut where there is more room now.
 """
 
 import argparse
-import importlib
 import importlib.util
 import json
 import sys
@@ -119,14 +118,21 @@ def read_answers(path, questions):
     return kept
 
 
-def is_done(entry, max_new_tokens):
+def is_done(entry, max_new_tokens, context):
     """Whether a line need not be asked again: no error, and not cut by a limit that is higher now."""
-    allowed = entry.get("max_new_tokens", entry.get("tokens"))
-    return "error" not in entry and (entry.get("finish_reason") != "length" or allowed >= max_new_tokens)
+    if "error" in entry or entry.get("finish_reason") != "length":
+        return "error" not in entry
+    if entry["tokens"] < entry.get("max_new_tokens", entry["tokens"]):  # the context ended before
+        return entry.get("context", 0) >= context
+    return entry["tokens"] >= max_new_tokens
 
 
-def record(question, text, tokens, max_new_tokens, finish_reason):
-    """A line of the output."""
+def record(question, text, tokens, finish_reason, limits):
+    """A line of the output.
+
+    Args:
+        limits: {"max_new_tokens", "context"} of the run.
+    """
     thinking, answer = package.conversation.split_thinking(text)
     return {
         "id": question["id"],
@@ -135,7 +141,7 @@ def record(question, text, tokens, max_new_tokens, finish_reason):
         "answer": answer,
         "text": text,
         "tokens": tokens,
-        "max_new_tokens": max_new_tokens,
+        **limits,
         "finish_reason": finish_reason,
     }
 
@@ -158,6 +164,7 @@ class TransformersEngine:
         self.stops = {names.token_id(self.tokenizer, token) for token in template.stop_strings}
         self.batch_size = batch_size
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        self.limits = {"max_new_tokens": max_new_tokens, "context": context_of(self.model.config, {})}
 
     def answers(self, questions):
         """Records, as they come, in an order of their own."""
@@ -182,11 +189,14 @@ class TransformersEngine:
                 system_message=system,
             )
         except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
-            texts, refused = [], error
+            # Its text alone: it holds the frames that it came through, and with them what they have in memory
+            texts, refused = [], str(error)
         if not texts:  # one bad question, or one too large, must not cost the others their answer
             if len(batch) == 1:
                 yield failure(batch[0], refused)
                 return
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             for question in batch:
                 yield from self._batch([question], system)
             return
@@ -194,7 +204,7 @@ class TransformersEngine:
             ids = ids[package.compat.GENERATED_FROM :]
             length = next((number for number, token in enumerate(ids, 1) if token in self.stops), None)
             reason = "length" if length is None else "stop"
-            yield record(question, text, length or len(ids), self.options["max_new_tokens"], reason)
+            yield record(question, text, length or len(ids), reason, self.limits)
 
 
 def prompt_of(tokenizer, template, question):
@@ -252,6 +262,12 @@ def _found(wanted, ids):
     return [start for start in range(len(ids)) if ids[start : start + len(wanted)] == wanted]
 
 
+def context_of(config, vllm_options):
+    """Tokens of prompt and answer: the model's, or what vLLM's `max_model_len` says as a number."""
+    asked = vllm_options.get("max_model_len")
+    return asked if isinstance(asked, int) and asked > 0 else config.llm_config.max_position_embeddings
+
+
 class VllmEngine:
     """vLLM's offline engine, which batches continuously."""
 
@@ -260,9 +276,11 @@ class VllmEngine:
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
-        # For a request that it refuses it raises, from 0.32, an error of its own, and before a ValueError
-        own = getattr(importlib.import_module("vllm.exceptions"), "VLLMClientError", ValueError)
-        self.refusals = (ValueError, own)
+        try:
+            from vllm.exceptions import VLLMClientError
+        except ImportError:  # before 0.32, which refuses a request with a ValueError
+            VLLMClientError = ValueError
+        self.refusals = (ValueError, VLLMClientError)
         self.opening = (processor.apply_exif_orientation, processor.alpha)
         self.template = package.conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
@@ -275,6 +293,7 @@ class VllmEngine:
             **extra,
         )
         self.sampling = vllm.SamplingParams(temperature=0, max_tokens=max_new_tokens)
+        self.limits = {"max_new_tokens": max_new_tokens, "context": context_of(config, extra)}
 
     def answers(self, questions):
         """Records, in calls of at most `QUESTIONS_PER_CALL` questions and, if that is several, `IMAGES_PER_CALL`."""
@@ -306,8 +325,7 @@ class VllmEngine:
             return
         for question, output in zip(questions, outputs):
             answer = output.outputs[0]
-            most = self.sampling.max_tokens
-            yield record(question, answer.text.strip(), len(answer.token_ids), most, answer.finish_reason)
+            yield record(question, answer.text.strip(), len(answer.token_ids), answer.finish_reason, self.limits)
 
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
@@ -331,16 +349,17 @@ def main():
     questions = read_questions(arguments.questions)
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
     longest = arguments.max_new_tokens or min(8192, config.llm_config.max_position_embeddings // 2)
+    use_vllm = arguments.engine == "vllm" or (
+        arguments.engine == "auto" and importlib.util.find_spec("vllm") is not None
+    )
+    context = context_of(config, arguments.vllm_options if use_vllm else {})
     earlier = read_answers(arguments.answers, questions)
-    done = {name for name, entry in earlier.items() if is_done(entry, longest)}
+    done = {name for name, entry in earlier.items() if is_done(entry, longest, context)}
     remaining = [question for question in questions if question["id"] not in done]
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
         return 0
     arguments.answers.open("a", encoding="utf-8").close()  # an answer that cannot be written is not worth computing
-    use_vllm = arguments.engine == "vllm" or (
-        arguments.engine == "auto" and importlib.util.find_spec("vllm") is not None
-    )
     if use_vllm:
         most = max(1, max(len(question["images"]) for question in questions))
         engine = VllmEngine(

@@ -129,9 +129,13 @@ class TestQuantizedCheckpoints:
 
 def test_batches_of_long_prompts_need_a_mask(config_38b):
     """One byte for a pair of positions, and two for its copy in bf16, besides what two prompts take."""
-    one, two = (by_name(memory_plan.memory_parts(config_38b, context=32768, batch=n)[0]) for n in (1, 2))
-    name = "activations on each further GPU"
-    assert two[name] == 2 * one[name] + 2 * 32768**2 * 3
+    one, two = (memory_plan.memory_parts(config_38b, context=32768, batch=n)[0] for n in (1, 2))
+    masks = [part for part in two if part.kind == "mask"]
+    assert [part.place for part in masks] == ["first", "further"] and len(two) == len(one) + 2
+    assert {part.bytes for part in masks} == {2 * 32768**2 * 3}
+    gpus = [80 * GB, 80 * GB]
+    used = [memory_plan.plan(config_38b, gpus, context=32768, batch=n).used[1] for n in (1, 2)]
+    assert used[1] - used[0] > 1.05 * 2 * 32768**2 * 3
 
 
 def test_longest_context_fits_and_a_longer_one_does_not(config_38b):

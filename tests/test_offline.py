@@ -2,6 +2,7 @@
 
 import json
 import types
+import weakref
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tm
 
     def ask(tokens):
         monkeypatch.setattr(engine, "options", {"max_new_tokens": tokens, "do_sample": False})
+        monkeypatch.setitem(engine.limits, "max_new_tokens", tokens)
         assert run(monkeypatch, engine, questions, answers, "--max-new-tokens", str(tokens)) == 0
         found = {entry["id"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
         assert sorted(found) == ["1", "2"] and len(answers.read_text().splitlines()) == 2
@@ -108,11 +110,12 @@ def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
 @pytest.mark.parametrize("entry, done", [
     ({"tokens": 5, "finish_reason": "stop"}, True), ({"error": "x"}, False),
     ({"tokens": 5, "finish_reason": "length"}, False), ({"tokens": 96, "finish_reason": "length"}, True),
-    ({"tokens": 5, "max_new_tokens": 96, "finish_reason": "length"}, True),  # where the context ended
-    ({"tokens": 48, "max_new_tokens": 48, "finish_reason": "length"}, False),
+    ({"tokens": 48, "max_new_tokens": 48, "context": 4096, "finish_reason": "length"}, False),
+    ({"tokens": 5, "max_new_tokens": 96, "context": 4096, "finish_reason": "length"}, True),  # the same context ended
+    ({"tokens": 5, "max_new_tokens": 96, "context": 2048, "finish_reason": "length"}, False),
 ])  # fmt: skip
 def test_what_is_asked_again(entry, done):
-    assert offline.is_done(entry, 96) == done
+    assert offline.is_done(entry, 96, 4096) == done
 
 
 @pytest.mark.parametrize("text, reason", [
@@ -215,7 +218,7 @@ class Refusing:
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = offline.VllmEngine.__new__(offline.VllmEngine)
     engine.llm, engine.tokenizer, engine.template, engine.refusals = Refusing(), None, None, (ValueError, Refusal)
-    engine.sampling = types.SimpleNamespace(max_tokens=8)
+    engine.sampling, engine.limits = None, {"max_new_tokens": 8, "context": 4096}
     engine.opening = (True, "drop")
     monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
     questions = [
@@ -243,8 +246,13 @@ def test_calls_of_vllm_are_bounded(monkeypatch):
 def test_what_a_gpu_cannot_hold_at_once_is_asked_one_by_one(monkeypatch, engine):
     batch_chat = engine.model.batch_chat
 
+    activations = weakref.WeakSet()
+
     def as_on_a_small_gpu(tokenizer, images, questions, *arguments, **keywords):
+        assert not activations, "what the refused batch had in memory is still there"
         if len(questions) > 1 or questions == ["Too large?"]:
+            tensor = torch.zeros(8)
+            activations.add(tensor)
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return batch_chat(tokenizer, images, questions, *arguments, **keywords)
 
