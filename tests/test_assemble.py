@@ -159,12 +159,12 @@ def test_a_chatml_language_model(parts, tmp_path):
     assemble(tmp_path / "out", parts / "vision", folder)
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     messages = [{"role": "system", "content": "Be brief."}]
-    messages += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Oh"}]
+    messages += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm.\n</think>\n\nOh"}]
     messages += [{"role": "user", "content": "And?"}]
     prompt = tokens.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     conversation = load_package().conversation.get_conv_template("skywork-r1v3")
     conversation.system_message = "Be brief."
-    for role, text_of_turn in zip((0, 1, 0, 1), ("Hi", "Oh", "And?", None)):
+    for role, text_of_turn in zip((0, 1, 0, 1), ("Hi", "Hm.\n</think>\n\nOh", "And?", None)):
         conversation.append_message(conversation.roles[role], text_of_turn)
     assert prompt == conversation.get_prompt()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["template"] == "skywork-r1v3"
@@ -272,6 +272,25 @@ def test_interruption_keeps_whole_shards(parts, tmp_path, monkeypatch):
     assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
     model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert model.config.max_dynamic_patch == 6
+
+
+def test_other_sizes_of_files_start_over(parts, tmp_path, monkeypatch):
+    """Files of the same names may hold other tensors."""
+    write_shard, written = assembly.write_shard, []
+
+    def breaks_at_third(path, *arguments):
+        written.append(path.name)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_shard(path, *arguments)
+
+    monkeypatch.setattr(assembly, "write_shard", breaks_at_third)
+    with pytest.raises(OSError, match="disk is full"):
+        assemble(tmp_path / "out", parts / "vision", parts / "instruct", max_shard_bytes=2_000_000)
+    monkeypatch.setattr(assembly, "write_shard", write_shard)
+    assemble(tmp_path / "out", parts / "vision", parts / "instruct", max_shard_bytes=2_200_000)
+    weights = {name for shard in (tmp_path / "out").glob("*.safetensors") for name in load_file(shard)}
+    assert weights == load_file(parts / "whole" / "model.safetensors").keys()
 
 
 def test_other_sources_start_over(parts, tmp_path, monkeypatch):

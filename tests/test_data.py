@@ -74,7 +74,7 @@ FORMS = {
     ),
     "chat messages in parts": (
         {"images": ["a.jpg"], "messages": [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
+            {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "?"}]},
             {"role": "assistant", "content": [{"type": "text", "text": "y"}]},
         ]},
         ["a.jpg"], 1,
@@ -108,12 +108,12 @@ BROKEN = {
         json.dumps(
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image", "path": "a.jpg"}]},
+                    {"role": "user", "content": [{"type": "image", "base64": None, "path": "a.jpg"}]},
                     {"role": "assistant", "content": "y"},
                 ]
             }
         ),
-        'has its image in itself .*list images under "images"',
+        r'has its image in itself .*path.*; list images under "images"',
     ),
     "no messages": ('{"image": "a.jpg"}', 'expected a list "conversations"'),
     "an unknown role": (json.dumps({"conversations": [{"from": "robot", "value": "x"}]}), "role 'robot' is unknown"),
@@ -259,6 +259,23 @@ def test_the_share_of_broken_samples_in_a_stream(parts):
             counts.report_broken("here", f"error {number}")
     with pytest.raises(SampleError, match="Broken samples: 3 of 2003"):
         counts.report_broken("here", SampleError("error 3"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_table_with_contents_of_several_types(parts, images, streaming, tmp_path):
+    """A list of parts for the user, a text for the assistant: `datasets` stores such a column as JSON."""
+    parts_of_user = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": parts_of_user}, {"role": "assistant", "content": 'I see\n</think>"x"'}]
+    row = {"images": [str(images / "square.png")], "messages": messages}
+    path = write(tmp_path / "rows.jsonl", [row])
+    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert any(isinstance(feature, datasets.Json) for feature in rows.features["messages"].feature.values())
+    own = encoder(parts)
+    if streaming:
+        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))["sample"]
+    else:
+        sample = ConversationTable(rows, "t", own)[0]
+    assert torch.equal(torch.as_tensor(sample["input_ids"]), own(parse_row(row))["input_ids"])
 
 
 def test_tables_of_one_size_have_fingerprints_of_their_own(parts):

@@ -262,6 +262,12 @@ def smoke_run(tmp_path_factory):
     return run
 
 
+@pytest.mark.parametrize("sizes, seed", [(pipeline.FULL, 0), (pipeline.SMOKE, 1)])
+def test_stages_of_another_run_are_not_taken(smoke_run, sizes, seed):
+    with pytest.raises(ValueError, match="name another directory"):
+        pipeline.Pipeline(smoke_run.folder, sizes, seed)
+
+
 def test_the_replica_runs_from_end_to_end(smoke_run):
     """The table has all rows; a second call does nothing again; an encoder goes on from where it stopped."""
     table = smoke_run.table()

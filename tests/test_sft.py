@@ -417,6 +417,7 @@ def test_what_a_shard_was_compared_with(nano_model):
     layer = "base_model.model.language_model.model.layers.0.mlp.up_proj"
     state[f"{layer}.base_layer.weight"] = state.pop(f"{layer}.weight")
     state[f"{layer}.lora_A.default.weight"] = torch.ones(2, 2)
+    state["base_model.model.mlp1.original_module.1.weight"] = state.pop("base_model.model.mlp1.1.weight")
     assert sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"]) == 177
     state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
     with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):

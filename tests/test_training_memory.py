@@ -124,3 +124,14 @@ def test_command_line():
     for sharding, gpus in (("ddp", 1), ("none", 0)):
         with pytest.raises(ValueError, match=r"sharding='ddp'|gpus=0"):
             memory.estimate(NANO_CONFIG, STAGE, gpus, sharding)
+
+
+@pytest.mark.parametrize("train, parts", [("language_model", ("language_model",)), ("[mlp1, lora]", ("mlp1", "lora"))])
+def test_a_recipe_may_have_one_text_for_a_list(tmp_path, train, parts):
+    (tmp_path / "recipe.yaml").write_text(f"train: {train}\n")
+    assert memory.Stage.from_yaml(tmp_path / "recipe.yaml").train == parts
+
+
+def test_unknown_parts_do_not_count_as_nothing():
+    with pytest.raises(ValueError, match=r"train: \['mlp'\]; expected some of mlp1"):
+        memory.estimate(NANO_CONFIG, memory.Stage(train=("mlp",)))

@@ -280,7 +280,8 @@ class Plan:
         known = inspect.signature(load_package().SkyworkVisionConfig.__init__).parameters
         vision_config = {name: value for name, value in vision_config.items() if name in known}
         vision_config |= {"model_type": "skywork_vision", "architectures": ["SkyworkVisionModel"], "torch_dtype": dtype}
-        config = root | {"force_image_size": vision_config["image_size"]} | visual_settings | settings
+        given = {name: value for name, value in visual_settings.items() if value is not None}
+        config = root | {"force_image_size": vision_config["image_size"]} | given | settings
         tied = bool(llm_config.get("tie_word_embeddings", False))
         return config | {
             "vision_config": vision_config,
@@ -547,7 +548,7 @@ def assemble(
         raise FileExistsError(f"{output} exists: name a new directory, or remove it.")
     plan = Plan(vision, language_model, mlp1, dtype, seed, settings)
     partial = output.with_name(output.name + ".partial")
-    fingerprint = plan.fingerprint()
+    fingerprint = json.dumps([plan.fingerprint(), max_shard_bytes])
     if partial.exists() and _read_text(partial / "plan.json") != fingerprint:
         shutil.rmtree(partial)  # of other sources or settings
     partial.mkdir(parents=True, exist_ok=True)

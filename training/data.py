@@ -20,6 +20,7 @@ import json
 import warnings
 from pathlib import Path
 
+import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -66,7 +67,7 @@ def parse_row(row):
         raise SampleError('expected a list "conversations" (InternVL, LLaVA) or "messages"')
     images = row.get("image") if row.get("images") is None else row["images"]
     images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
-    texts = [_parse_message(message) for message in messages]
+    texts = [_parse_message(message, bool(images)) for message in messages]
     system = texts.pop(0)[1] if texts[0][0] == SYSTEM else ""
     roles = [role for role, _ in texts]
     if len(roles) < 2 or roles != [USER, ASSISTANT] * (len(roles) // 2):
@@ -82,26 +83,30 @@ def parse_row(row):
     return Conversation(list(zip(questions, answers)), images, system)
 
 
-def _parse_message(message):
-    """(role, text) of a message in either form; image parts of a list become `<image>`."""
+def _parse_message(message, has_images):
+    """(role, text) of a message in either form; image parts of a list become `<image>`.
+
+    Args:
+        has_images: whether the row lists its images, so that a part need not.
+    """
     if not isinstance(message, dict):
         raise SampleError(f"a message is {type(message).__name__}, not an object")
     role, content = message.get("from", message.get("role")), message.get("value", message.get("content"))
     if role not in ROLES:
         raise SampleError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
     if isinstance(content, list):
-        content = "".join(_text_of_part(part) for part in content)
+        content = "".join(_text_of_part(part, has_images) for part in content)
     if not isinstance(content, str):
         raise SampleError(f"the content of a message is {type(content).__name__}, not text")
     return ROLES[role], content
 
 
-def _text_of_part(part):
+def _text_of_part(part, has_images):
     if not isinstance(part, dict):
         raise SampleError(f"a part of a message is {type(part).__name__}, not an object")
     if part.get("type") != "text":
-        own = sorted({"path", "url", "image", "image_url", "base64"} & part.keys())
-        if any(part[name] is not None for name in own):
+        own = [name for name in ("path", "url", "image", "image_url", "base64") if part.get(name) is not None]
+        if own and not has_images:
             raise SampleError(f'a part of a message has its image in itself ("{own[0]}"); list images under "images"')
         return "<image>\n"
     if not isinstance(part.get("text"), str):
@@ -423,8 +428,8 @@ class ConversationTable(Conversations):
 
     def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0):
         self.name, self.encoder, self.image_root = name, encoder, image_root
-        # As they are stored: `datasets` would decode images by rules of its own, and a broken one could not be counted
-        self.rows = rows.with_format("arrow")
+        # Images as they are stored: `datasets` turns photographs by a rule of its own, and broken ones would not count
+        self.rows, self.features = rows.with_format("arrow"), _images_as_stored(rows.features)
         columns = [column for column in rows.column_names if column not in ("image", "images")]
         self._texts = rows.select_columns(columns)  # without decoding images
         self.counts = Counts(len(rows), 0, max_broken_share)
@@ -440,7 +445,7 @@ class ConversationTable(Conversations):
         return self.image_root
 
     def row(self, index):
-        return self.rows[index].to_pylist()[0]
+        return self.features.decode_example(self.rows[index].to_pylist()[0])
 
     def length(self, index):
         """From the text; an image counts as if it had all tiles."""
@@ -470,7 +475,7 @@ class StreamedConversations:
         self.name, self.encoder, self.image_root, self.fingerprint = name, encoder, image_root, fingerprint
         self.counts = Counts(None, 0, max_broken_share)
         if rows.features is not None:
-            rows = rows.decode(False)  # here, where a broken image can be counted
+            rows = rows.cast(_images_as_stored(rows.features))  # decoded here, where a broken one counts
         columns = rows.column_names or list(next(iter(rows)))
         encoded = rows.map(self._encoded, with_indices=True, remove_columns=columns)
         self.dataset = encoded.filter(lambda row: row["sample"] is not None)
@@ -482,6 +487,21 @@ class StreamedConversations:
             line = row["line"]
             return {"sample": _encode(self.encoder, self.counts, lambda: _parse_json(line), root, where)}
         return {"sample": _encode(self.encoder, self.counts, lambda: row, root, where)}
+
+
+def _images_as_stored(features):
+    """Features of `datasets` in which images, however deep, are not decoded; all else is, such as JSON."""
+
+    def walk(feature):
+        if isinstance(feature, datasets.Image):
+            return datasets.Image(decode=False)
+        if isinstance(feature, dict):
+            return {name: walk(inner) for name, inner in feature.items()}
+        if isinstance(feature, (datasets.List, datasets.LargeList)):
+            return dataclasses.replace(feature, feature=walk(feature.feature))
+        return feature
+
+    return datasets.Features({name: walk(feature) for name, feature in features.items()})
 
 
 def json_lines(paths):

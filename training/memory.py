@@ -43,7 +43,8 @@ class Stage:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in recipe.items() if name in known}
-        return cls(**{**values, "train": tuple(recipe.get("train", ["mlp1"]))})
+        train = recipe.get("train", ["mlp1"])
+        return cls(**{**values, "train": (train,) if isinstance(train, str) else tuple(train)})
 
 
 def lora_parameters(model, rank):
@@ -115,6 +116,9 @@ def estimate(config, stage, gpus=1, sharding="none"):
     """
     if sharding not in SHARDINGS:
         raise ValueError(f"sharding={sharding!r} is unknown; expected one of {', '.join(SHARDINGS)}.")
+    unknown = sorted(set(stage.train) - {"mlp1", "vision_model", "language_model", "lora"})
+    if unknown or not stage.train:
+        raise ValueError(f"train: {unknown or 'nothing'}; expected some of mlp1, vision_model, language_model, lora.")
     if gpus < 1:
         raise ValueError(f"gpus={gpus}: expected at least 1.")
     with torch.device("meta"):

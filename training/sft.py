@@ -26,11 +26,10 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 from trl import SFTConfig, SFTTrainer, TrlParser
 
 from training.assemble import Checkpoint
@@ -509,7 +508,7 @@ def _raise_if_changed(names):
 
 def _bare(name):
     """A parameter's name without what PEFT and wrappers put around modules."""
-    for extra in ("base_model.model.", "module.", "_orig_mod.", "base_layer.", "original_module."):
+    for extra in ("base_model.model.", "original_module.", "module.", "_orig_mod.", "base_layer."):
         name = name.replace(extra, "")
     return name
 
@@ -593,8 +592,7 @@ def train(recipe, config):
     else:
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole on the first process only
         if trainer.is_world_process_zero():
-            is_local = Path(recipe.model).is_dir()
-            loaded = recipe.model if is_local else snapshot_download(recipe.model, local_files_only=True)
+            loaded = Path(cached_file(recipe.model, "config.json")).parent  # of a Hub id what is in the cache
             unchanged = assert_frozen_as_loaded(gathered, loaded, trainable)
     counts = trainer.source.counts.over_processes(trainer.accelerator)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -62,12 +62,20 @@ class Pipeline:
         sizes: steps, or samples, of each stage.
         seed: of everything random.
         train: runs `training.sft` with a list of arguments; by default in a process of its own, as a user would.
+
+    Raises:
+        ValueError: the folder is of a run with another seed or other sizes.
     """
 
     def __init__(self, folder, sizes, seed=0, train=train_in_a_process):
         self.folder, self.sizes, self.seed, self.train = Path(folder), sizes, seed, train
         self.folder.mkdir(parents=True, exist_ok=True)
         self.times_path = self.folder / "times.json"
+        described, path = {"seed": seed, "sizes": sizes}, self.folder / "pipeline.json"
+        before = json.loads(path.read_text()) if path.exists() else described
+        if before != json.loads(json.dumps(described)):
+            raise ValueError(f"{folder} is of a run with {before}, not {described}: name another directory.")
+        path.write_text(json.dumps(described) + "\n")
 
     def run(self, name, result, action):
         """Do a stage whose result (a file or directory that appears when it is whole) is not there yet."""
@@ -218,7 +226,10 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="a few steps of every stage")
     parser.add_argument("--install", action="store_true", help="put the result into nano/")
     arguments = parser.parse_args()
-    pipeline = Pipeline(arguments.folder, SMOKE if arguments.smoke else FULL, arguments.seed)
+    try:
+        pipeline = Pipeline(arguments.folder, SMOKE if arguments.smoke else FULL, arguments.seed)
+    except ValueError as error:
+        parser.error(str(error))
     pipeline.all()
     if arguments.install:
         pipeline.install()
