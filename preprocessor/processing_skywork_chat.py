@@ -217,6 +217,7 @@ class SkyworkChatProcessor(ProcessorMixin):
         conversations = conversation if batched else [conversation]
         of_call = dict(kwargs.pop("processor_kwargs", None) or {})
         return_tensors = of_call.pop("return_tensors", return_tensors)
+        of_call.pop("add_special_tokens", None)  # which TRL gives; the template has written them
         of_call.update({name: kwargs.pop(name) for name in CALL_KEYWORDS if name in kwargs})
         images = [self._images_of_messages(messages, must_have=tokenize) for messages in conversations]
         texts = [
@@ -278,6 +279,8 @@ class SkyworkChatProcessor(ProcessorMixin):
         protected = []
         for message in messages:
             content, is_answer = message.get("content"), message["role"] == "assistant"
+            # Where a server gave the thinking apart, `</think>` in the answer is a word
+            is_answer = is_answer and not (message.get("reasoning") or message.get("reasoning_content"))
             placeholders = message["role"] == "user" and not has_image_parts
             if isinstance(content, str):
                 content = self.protect(content, is_answer, placeholders)

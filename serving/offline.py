@@ -123,7 +123,7 @@ def is_done(entry, max_new_tokens, context):
     if "error" in entry or entry.get("finish_reason") != "length":
         return "error" not in entry
     if entry["tokens"] < entry.get("max_new_tokens", entry["tokens"]):  # the context ended before
-        return entry.get("context", 0) >= context
+        return entry["tokens"] >= max_new_tokens or (entry.get("context") or 0) >= (context or 0)
     return entry["tokens"] >= max_new_tokens
 
 
@@ -263,9 +263,9 @@ def _found(wanted, ids):
 
 
 def context_of(config, vllm_options):
-    """Tokens of prompt and answer: the model's, or what vLLM's `max_model_len` says as a number."""
-    asked = vllm_options.get("max_model_len")
-    return asked if isinstance(asked, int) and asked > 0 else config.llm_config.max_position_embeddings
+    """Tokens of prompt and answer: the model's, or vLLM's `max_model_len`; None where that is no number ("32k", -1)."""
+    asked = vllm_options.get("max_model_len", config.llm_config.max_position_embeddings)
+    return asked if isinstance(asked, int) and asked > 0 else None
 
 
 class VllmEngine:

@@ -113,6 +113,8 @@ def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
     ({"tokens": 48, "max_new_tokens": 48, "context": 4096, "finish_reason": "length"}, False),
     ({"tokens": 5, "max_new_tokens": 96, "context": 4096, "finish_reason": "length"}, True),  # the same context ended
     ({"tokens": 5, "max_new_tokens": 96, "context": 2048, "finish_reason": "length"}, False),
+    ({"tokens": 5, "max_new_tokens": 96, "context": None, "finish_reason": "length"}, False),
+    ({"tokens": 97, "max_new_tokens": 200, "context": 2048, "finish_reason": "length"}, True),  # longer than any now
 ])  # fmt: skip
 def test_what_is_asked_again(entry, done):
     assert offline.is_done(entry, 96, 4096) == done

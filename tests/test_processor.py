@@ -261,6 +261,7 @@ def test_pipeline(nano_model, nano_tokenizer):
     ({"content": "It is 46.", "reasoning_content": "I add."}, "I add.\n</think>\n\nIt is 46."),
     ({"content": [{"type": "text", "text": "\n\nIt is 46."}]}, "\n</think>\n\nIt is 46."),  # as vLLM has it
     ({"content": None, "reasoning": "I add"}, "I add\n</think>\n\n"),  # cut while thinking
+    ({"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "46."}]}, "\n</think>\n\nIt is 46."),
 ])  # fmt: skip
 def test_earlier_answers_close_their_thinking(nano_processor, answer, replayed):
     """Which the template opens; the last message is left as it is, to be continued."""

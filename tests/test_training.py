@@ -44,16 +44,14 @@ def assert_only_mlp1_changed(model, before):
     assert changed == {name for name in before if name.startswith("mlp1.")}
 
 
-def test_sft_trainer(projector_model, processor, tmp_path):
+@pytest.mark.parametrize("form", ["prompt and completion", "messages"])
+def test_sft_trainer(projector_model, processor, tmp_path, form):
+    """TRL collates the two forms by different calls of the processor."""
     model, before = projector_model
-    rows = [
-        {
-            "images": [picture],
-            "prompt": [{"role": "user", "content": "What is it?"}],
-            "completion": [{"role": "assistant", "content": "thought</think>\n\nnoise"}],
-        }
-        for picture in pictures()
-    ]
+    asked = [{"role": "user", "content": "What is it?"}]
+    answered = [{"role": "assistant", "content": "thought</think>\n\nnoise"}]
+    row = {"messages": asked + answered} if form == "messages" else {"prompt": asked, "completion": answered}
+    rows = [{"images": [picture], **row} for picture in pictures()]
     arguments = SFTConfig(str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True)
     trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
     trainer.train()

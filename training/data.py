@@ -429,7 +429,7 @@ class ConversationTable(Conversations):
     def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0):
         self.name, self.encoder, self.image_root = name, encoder, image_root
         # Images as they are stored: `datasets` turns photographs by a rule of its own, and broken ones would not count
-        self.rows, self.features = rows.with_format("arrow"), _images_as_stored(rows.features)
+        self.rows, self.features = rows.with_format("arrow"), _as_stored(rows.features)
         columns = [column for column in rows.column_names if column not in ("image", "images")]
         self._texts = rows.select_columns(columns)  # without decoding images
         self.counts = Counts(len(rows), 0, max_broken_share)
@@ -475,7 +475,8 @@ class StreamedConversations:
         self.name, self.encoder, self.image_root, self.fingerprint = name, encoder, image_root, fingerprint
         self.counts = Counts(None, 0, max_broken_share)
         if rows.features is not None:
-            rows = rows.cast(_images_as_stored(rows.features))  # decoded here, where a broken one counts
+            # Images are decoded here, where a broken one counts; `decode` takes out threads that would do it before
+            rows = rows.decode(False).cast(_as_stored(rows.features))
         columns = rows.column_names or list(next(iter(rows)))
         encoded = rows.map(self._encoded, with_indices=True, remove_columns=columns)
         self.dataset = encoded.filter(lambda row: row["sample"] is not None)
@@ -489,12 +490,12 @@ class StreamedConversations:
         return {"sample": _encode(self.encoder, self.counts, lambda: row, root, where)}
 
 
-def _images_as_stored(features):
-    """Features of `datasets` in which images, however deep, are not decoded; all else is, such as JSON."""
+def _as_stored(features):
+    """Features of `datasets` in which no image or other medium, however deep, is decoded; JSON is."""
 
     def walk(feature):
-        if isinstance(feature, datasets.Image):
-            return datasets.Image(decode=False)
+        if hasattr(feature, "decode") and not isinstance(feature, datasets.Json):
+            return dataclasses.replace(feature, decode=False)
         if isinstance(feature, dict):
             return {name: walk(inner) for name, inner in feature.items()}
         if isinstance(feature, (datasets.List, datasets.LargeList)):

@@ -592,7 +592,8 @@ def train(recipe, config):
     else:
         gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole on the first process only
         if trainer.is_world_process_zero():
-            loaded = Path(cached_file(recipe.model, "config.json")).parent  # of a Hub id what is in the cache
+            # Of a Hub id what is in the cache
+            loaded = Path(cached_file(recipe.model, "config.json", local_files_only=True)).parent
             unchanged = assert_frozen_as_loaded(gathered, loaded, trainable)
     counts = trainer.source.counts.over_processes(trainer.accelerator)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
