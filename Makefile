@@ -41,7 +41,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -m "slow or not slow"
+	$(BIN)/python -m pytest tests -m slow
 
 compat: $(VENV)/.dev
 	$(BIN)/python -m tests.compat --all --write-readme
