@@ -5,8 +5,8 @@
 
 A line in:  {"id": "7", "question": "What is this?", "images": ["a.jpg"], "system": "…", "history": [["Hi", "…"]]};
 all but `question` may be missing; paths are relative to the file; without an id a line's number is its id.
-A line out: {"id", "question", "thinking", "answer", "text", "tokens", "max_new_tokens", "context", "finish_reason"}
-("stop", or "length" where one of the two before cut the answer), or {"id", "question", "error"}.
+A line out: {"id", "question", "thinking", "answer", "text", "tokens", "finish_reason", "max_new_tokens", "context"}
+("stop", or "length" where one of the two limits cut the answer), or {"id", "question", "error"}.
 
 On vLLM where it is installed (continuous batching); otherwise on transformers, in batches of questions that are as long
 as each other. Run again after an interruption it answers what is missing; failed lines are tried again, and those that
@@ -16,6 +16,7 @@ were cut where there is more room now.
 import argparse
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -127,12 +128,8 @@ def is_done(entry, max_new_tokens, context):
     return entry["tokens"] >= max_new_tokens
 
 
-def record(question, text, tokens, finish_reason, limits):
-    """A line of the output.
-
-    Args:
-        limits: {"max_new_tokens", "context"} of the run.
-    """
+def record(question, text, tokens, finish_reason):
+    """A line of the output, but for the limits of the run."""
     thinking, answer = package.conversation.split_thinking(text)
     return {
         "id": question["id"],
@@ -141,7 +138,6 @@ def record(question, text, tokens, finish_reason, limits):
         "answer": answer,
         "text": text,
         "tokens": tokens,
-        **limits,
         "finish_reason": finish_reason,
     }
 
@@ -164,7 +160,6 @@ class TransformersEngine:
         self.stops = {names.token_id(self.tokenizer, token) for token in template.stop_strings}
         self.batch_size = batch_size
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        self.limits = {"max_new_tokens": max_new_tokens, "context": context_of(self.model.config, {})}
 
     def answers(self, questions):
         """Records, as they come, in an order of their own."""
@@ -204,7 +199,7 @@ class TransformersEngine:
             ids = ids[package.compat.GENERATED_FROM :]
             length = next((number for number, token in enumerate(ids, 1) if token in self.stops), None)
             reason = "length" if length is None else "stop"
-            yield record(question, text, length or len(ids), reason, self.limits)
+            yield record(question, text, length or len(ids), reason)
 
 
 def prompt_of(tokenizer, template, question):
@@ -235,26 +230,19 @@ def prompt_of(tokenizer, template, question):
         return ids, places
 
     def in_two(segments, begin):
-        before, mark, _ = "".join(text for text, _ in segments).partition(names.IMAGE_PLACEHOLDER)
-        if not mark:
-            return names.encode_segments(tokenizer, segments, begin)
-        ids = names.encode_segments(tokenizer, _cut(segments, 0, len(before) + 3), begin)
-        return ids + in_two(_cut(segments, len(before) + 3, None), "")
+        halves = [[]]
+        for text, is_control in segments:
+            first, *others = re.split("(?<=<im)(?=age>)", text)
+            halves[-1].append((first, is_control))
+            halves += [[(other, is_control)] for other in others]
+        first, *others = halves
+        ids = names.encode_segments(tokenizer, first, begin)
+        return ids + [token for half in others for token in names.encode_segments(tokenizer, half)]
 
     ids, places = join(lambda part, begin: names.encode_segments(tokenizer, part, begin))
     if _found(placeholder, ids)[: len(places)] != places:
         ids, places = join(in_two)
     return ids
-
-
-def _cut(segments, start, stop):
-    """The segments' characters from start to stop."""
-    cut, position = [], 0
-    for text, is_control in segments:
-        piece = text[max(0, start - position) : None if stop is None else max(0, stop - position)]
-        position += len(text)
-        cut += [(piece, is_control)] if piece else []
-    return cut
 
 
 def _found(wanted, ids):
@@ -293,7 +281,6 @@ class VllmEngine:
             **extra,
         )
         self.sampling = vllm.SamplingParams(temperature=0, max_tokens=max_new_tokens)
-        self.limits = {"max_new_tokens": max_new_tokens, "context": context_of(config, extra)}
 
     def answers(self, questions):
         """Records, in calls of at most `QUESTIONS_PER_CALL` questions and, if that is several, `IMAGES_PER_CALL`."""
@@ -325,7 +312,7 @@ class VllmEngine:
             return
         for question, output in zip(questions, outputs):
             answer = output.outputs[0]
-            yield record(question, answer.text.strip(), len(answer.token_ids), answer.finish_reason, self.limits)
+            yield record(question, answer.text.strip(), len(answer.token_ids), answer.finish_reason)
 
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
@@ -353,8 +340,9 @@ def main():
         arguments.engine == "auto" and importlib.util.find_spec("vllm") is not None
     )
     context = context_of(config, arguments.vllm_options if use_vllm else {})
+    limits = {"max_new_tokens": longest, "context": context}
     earlier = read_answers(arguments.answers, questions)
-    done = {name for name, entry in earlier.items() if is_done(entry, longest, context)}
+    done = {name for name, entry in earlier.items() if is_done(entry, **limits)}
     remaining = [question for question in questions if question["id"] not in done]
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
@@ -375,6 +363,8 @@ def main():
             tqdm(total=len(questions), initial=len(questions) - len(remaining), unit="question") as progress,
         ):
             for entry in engine.answers(remaining):
+                if "error" not in entry:
+                    entry.update(limits)
                 output.write(json.dumps(entry, ensure_ascii=False) + "\n")
                 output.flush()
                 failed += "error" in entry

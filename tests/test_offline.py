@@ -76,7 +76,6 @@ def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tm
 
     def ask(tokens):
         monkeypatch.setattr(engine, "options", {"max_new_tokens": tokens, "do_sample": False})
-        monkeypatch.setitem(engine.limits, "max_new_tokens", tokens)
         assert run(monkeypatch, engine, questions, answers, "--max-new-tokens", str(tokens)) == 0
         found = {entry["id"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
         assert sorted(found) == ["1", "2"] and len(answers.read_text().splitlines()) == 2
@@ -220,7 +219,7 @@ class Refusing:
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = offline.VllmEngine.__new__(offline.VllmEngine)
     engine.llm, engine.tokenizer, engine.template, engine.refusals = Refusing(), None, None, (ValueError, Refusal)
-    engine.sampling, engine.limits = None, {"max_new_tokens": 8, "context": 4096}
+    engine.sampling = None
     engine.opening = (True, "drop")
     monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
     questions = [
