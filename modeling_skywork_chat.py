@@ -65,7 +65,6 @@ from .transformers_compat import (
     one_static_cache_at_a_time,
     requested_cache,
     resolve_attention_of_config,
-    sets_a_length,
     share_attention,
     tokens_device,
 )
@@ -372,13 +371,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         return_dict=None,  # PEFT gives it to the view without head, too; what comes back is always an output object
         **kwargs,
     ):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+        _check_inputs(input_ids, inputs_embeds, pixel_values, image_features)
         has_images = pixel_values is not None or image_features is not None
-        if has_images and inputs_embeds is not None:
-            raise ValueError("Images go with input_ids; inputs_embeds has their features already: see embed().")
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("Give pixel_values or image_features, not both.")
         if inputs_embeds is None and (has_images or input_ids.shape[1] > 1):
             inputs_embeds = self.embed(input_ids, pixel_values, image_flags, image_features)
         elif inputs_embeds is None:
@@ -517,19 +511,12 @@ class SkyworkChatModel(SkyworkModelBase):
             ValueError: neither or both of `input_ids` and `inputs_embeds`, images twice, with `inputs_embeds` or not
                 matching the prompt, or a prompt that with `max_new_tokens` exceeds the context.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-        if inputs_embeds is not None and (pixel_values is not None or visual_features is not None):
-            raise ValueError("Images go with input_ids; inputs_embeds has their features already: see embed().")
-        if pixel_values is not None and visual_features is not None:
-            raise ValueError("Give pixel_values or visual_features, not both.")
+        _check_inputs(input_ids, inputs_embeds, pixel_values, visual_features)
         longest = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=-1).max())
-        check_context(
-            longest, new_tokens(generate_kwargs, generation_config, longest),
-            self.config.llm_config.max_position_embeddings,
-        )  # fmt: skip
+        most = new_tokens(generate_kwargs, generation_config, longest)
+        check_context(longest, most, self.config.llm_config.max_position_embeddings)
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, None, visual_features, image_token_id)
         if output_hidden_states is not None:
@@ -791,17 +778,17 @@ class SkyworkChatModel(SkyworkModelBase):
             generation_config = self.generation_config
         options, config = _generation_options(generation_config, tokenizer, template)
         longest = max(map(len, rows))
-        if not sets_a_length(options, config):  # transformers would stop at 20 tokens
+        most = new_tokens(options, config, longest)
+        if most is None:  # transformers would stop at 20 tokens
             if "static" in str(requested_cache(options, config)):
                 raise ValueError(
                     "cache_implementation='static' without a length: the whole cache is allocated at once, and every "
                     "token attends over all of it. Set max_new_tokens."
                 )
-            options["max_new_tokens"] = max(1, self.config.llm_config.max_position_embeddings - longest)
+            most = options["max_new_tokens"] = max(1, self.config.llm_config.max_position_embeddings - longest)
         if streamer is not None:
             options["streamer"] = streamer
         if thinking_budget is not None and mode == "think":
-            most = new_tokens(options, config, longest)
             budget = _thinking_budget(tokenizer, template, thinking_budget, most)
             options["logits_processor"] = [*(options.get("logits_processor") or []), budget]
         written = Written() if written is None else written
@@ -1048,6 +1035,16 @@ def copy_repository_files(source, target, revision=None, cache_dir=None, subfold
             f"{target} has no {' and no '.join(missing)}: of {source} only what is in the cache is copied. Load "
             "tokenizer and processor from there once, and save_pretrained() them into it."
         )
+
+
+def _check_inputs(input_ids, inputs_embeds, pixel_values, image_features):
+    """See that a prompt is given once, and its images at most once."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
+    if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
+        raise ValueError("Images go with input_ids; inputs_embeds has their features already: see embed().")
+    if pixel_values is not None and image_features is not None:
+        raise ValueError("Give pixel_values or their features, not both.")
 
 
 def _history(history, question, answer, conversation, mode):

@@ -84,27 +84,15 @@ def stopping_decision(stop, input_ids):
     return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool) if at_least("4.39") else stop
 
 
-def sets_a_length(options, generation_config):
-    """Whether a call of `generate` says how long its output may be.
+def new_tokens(options, generation_config, prompt_length):
+    """How many tokens a call of `generate` may add to a prompt: `max_new_tokens`, what `max_length` leaves, or None.
 
     A `max_length` of 20 is what transformers puts into every config up to 4.57; nobody asks for it.
     """
-    if any(options.get(name) is not None for name in ("max_new_tokens", "max_length")):
-        return True
-    asked = (getattr(generation_config, "max_new_tokens", None), getattr(generation_config, "max_length", None))
-    return asked[0] is not None or asked[1] not in (None, 20)
-
-
-def new_tokens(options, generation_config, prompt_length):
-    """How many tokens a call of `generate` may add to a prompt: `max_new_tokens`, what `max_length` leaves, or None."""
-    if not sets_a_length(options, generation_config):
-        return None
-    places = (options, {} if generation_config is None else vars(generation_config))
-    new, total = (
-        next((place[name] for place in places if place.get(name) is not None), None)
-        for name in ("max_new_tokens", "max_length")
-    )
-    if new is not None or total is None:
+    of_config = [getattr(generation_config, name, None) for name in ("max_new_tokens", "max_length")]
+    asked = [options.get("max_new_tokens"), options.get("max_length")]
+    new, total = (own if own is not None else default for own, default in zip(asked, of_config))
+    if new is not None or total is None or (total == 20 and asked[1] is None):
         return new
     # Up to 4.37 the length of embeddings does not count; a begin-of-sentence token does
     return total - (prompt_length if at_least("4.38") else GENERATED_FROM)
