@@ -23,12 +23,30 @@ from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDINGS = ("none", "fsdp", "zero3")
+TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 GIGABYTE = 1e9
+
+
+def names_among(key, values, allowed):
+    """A recipe's list of names, which may be one text.
+
+    Raises:
+        ValueError: no name, or an unknown one.
+    """
+    values = [values] if isinstance(values, str) else list(values)
+    unknown = [value for value in values if value not in allowed]
+    if unknown or not values:
+        raise ValueError(f"{key}: {unknown or 'nothing'}; expected some of {', '.join(allowed)}.")
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What of a recipe decides about memory."""
+    """What of a recipe decides about memory.
+
+    Raises:
+        ValueError: nothing trains, or an unknown part.
+    """
 
     train: tuple
     model_dtype: str = "bfloat16"
@@ -38,13 +56,15 @@ class Stage:
     gradient_checkpointing: bool = True
     lora_rank: int = 16
 
+    def __post_init__(self):
+        object.__setattr__(self, "train", tuple(names_among("train", self.train, TRAINABLE)))
+
     @classmethod
     def from_yaml(cls, path):
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in recipe.items() if name in known}
-        train = recipe.get("train", ["mlp1"])
-        return cls(**{**values, "train": (train,) if isinstance(train, str) else tuple(train)})
+        return cls(**{"train": ("mlp1",), **values})
 
 
 def lora_parameters(model, rank):
@@ -112,13 +132,10 @@ def estimate(config, stage, gpus=1, sharding="none"):
         states).
 
     Raises:
-        ValueError: an unknown sharding or part, or fewer than one GPU.
+        ValueError: an unknown sharding, or fewer than one GPU.
     """
     if sharding not in SHARDINGS:
         raise ValueError(f"sharding={sharding!r} is unknown; expected one of {', '.join(SHARDINGS)}.")
-    unknown = sorted(set(stage.train) - {"mlp1", "vision_model", "language_model", "lora"})
-    if unknown or not stage.train:
-        raise ValueError(f"train: {unknown or 'nothing'}; expected some of mlp1, vision_model, language_model, lora.")
     if gpus < 1:
         raise ValueError(f"gpus={gpus}: expected at least 1.")
     with torch.device("meta"):

@@ -42,10 +42,10 @@ from training.data import (
     StreamedConversations,
     json_lines,
 )
+from training.memory import TRAINABLE, names_among
 
 logger = logging.get_logger(__name__)
 
-TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 SAVED = ("model", "adapter", "mlp1")
 # The decoder layers' matrices; names as they are under language_model
 LORA_TARGETS = r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
@@ -103,13 +103,9 @@ class RecipeArguments:
     lora_targets: str = dataclasses.field(default=LORA_TARGETS, metadata={"help": "Regular expression of modules."})
 
     def __post_init__(self):
-        for name in ("data", "train", "save"):  # a recipe may have one text where a list belongs
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, [getattr(self, name)])
-        for name, allowed in (("train", TRAINABLE), ("save", SAVED)):
-            unknown = [value for value in getattr(self, name) if value not in allowed]
-            if unknown or not getattr(self, name):
-                raise ValueError(f"{name}: {unknown or 'nothing'}; expected some of {', '.join(allowed)}.")
+        self.data = [self.data] if isinstance(self.data, str) else self.data
+        self.train = names_among("train", self.train, TRAINABLE)
+        self.save = names_among("save", self.save, SAVED)
         if "lora" in self.train and "language_model" in self.train:
             raise ValueError(
                 "train: lora and language_model exclude each other: an adapter, or the weights themselves."
@@ -300,10 +296,15 @@ def last_checkpoint(folder):
     return last
 
 
+def is_at_end(config, checkpoint):
+    """Whether a checkpoint is of the last of `max_steps`, beyond which Trainer would take one step more."""
+    return checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint)
+
+
 def finished(folder, recipe, config, checkpoint):
-    """The summary of a run that was finished before, or None. Trainer would take one step beyond `max_steps`."""
+    """The summary of a run that was finished before, or None."""
     folder = Path(folder)
-    if checkpoint is None or not 0 < config.max_steps <= step_of(checkpoint):
+    if not is_at_end(config, checkpoint):
         return None
     results = [folder / "summary.json", *(folder / name for name in recipe.save)]
     return json.loads(results[0].read_text()) if all(path.exists() for path in results) else None
@@ -578,7 +579,7 @@ def train(recipe, config):
     checkpoint, summary = broadcast_object_list(decided)
     if summary is not None:
         return summary
-    if checkpoint is not None and frozen is not None and 0 < config.max_steps <= step_of(checkpoint):
+    if frozen is not None and is_at_end(config, checkpoint):
         trainer.load_finished(checkpoint)  # only its results are missing
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
