@@ -160,9 +160,7 @@ def preprocessing(preset, report, repeats):
                     }
                     seconds = measure.alternate(contenders, repeats)
                     report.add_times("preprocessing", f"{case}, {name_of_dtype}", seconds, name, count, "images/s")
-                    for contender, function in contenders.items():
-                        peak = measure.peak_memory(function) / 2**20
-                        report.add("preprocessing, extra memory", f"{case}, {name_of_dtype}", contender, peak, "MiB")
+                    report.add_memory("preprocessing", f"{case}, {name_of_dtype}", contenders)
             fast = processor(chosen, fast_resize=True)["pixel_values"]
             levels = ((card - fast).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255).max()
             report.add("preprocessing", case, "fast_resize, largest difference", round(levels.item(), 2), "of 255")
@@ -200,8 +198,7 @@ def vision(preset, report, repeats):
             "vision", case, "ours, operations", reached / 1e12, "TFLOP/s",
             limit=limits["operations_per_second"] / 1e12, share=reached / limits["operations_per_second"],
         )  # fmt: skip
-        for name, function in contenders.items():
-            report.add("vision, extra memory", case, name, measure.peak_memory(function, device) / 2**20, "MiB")
+        report.add_memory("vision", case, contenders, device)
 
 
 def at_once(model, pixels):
@@ -255,9 +252,7 @@ def decoding(preset, report, repeats):
             versus = {name: seconds[name] for name in ("ours, static", "transformers InternVL")}
             compared = measure.ratio(versus, "ours, static", "transformers InternVL")
             report.add("decoding", case, "ours, static, against InternVL", compared["median"], "x", ratio=compared)
-            for name, function in contenders.items():
-                peak = measure.peak_memory(function, device) / 2**20
-                report.add("decoding, extra memory", case, name, round(peak, 1), "MiB")
+            report.add_memory("decoding", case, contenders, device)
             if batch == 1:
                 short = partial(contenders["ours, static"], max_new_tokens=new // 4, min_new_tokens=new // 4)
                 times = measure.alternate({"long": contenders["ours, static"], "short": short}, repeats, device)
@@ -344,9 +339,7 @@ def first_token(preset, report, repeats):
         case = f"{name}, {tiles} tiles"
         report.progress(f"first token, {case}")
         report.add_times("first token", case, measure.alternate(contenders, repeats, device), "ours")
-        for contender, function in contenders.items():
-            peak = measure.peak_memory(function, device) / 2**20
-            report.add("first token, extra memory", case, contender, round(peak, 1), "MiB")
+        report.add_memory("first token", case, contenders, device)
 
 
 def turns(preset, report, repeats):

@@ -182,6 +182,12 @@ class Report:
             self.add(benchmark, case, name, round(value, 5), unit, **compared)
         return medians
 
+    def add_memory(self, benchmark, case, contenders, device="cpu"):
+        """A row for each contender: what a call of it takes at its highest."""
+        for name, function in contenders.items():
+            peak = round(peak_memory(function, device) / 2**20, 1)
+            self.add(f"{benchmark}, extra memory", case, name, peak, "MiB")
+
     def table(self):
         lines = ["| benchmark | case | contender | value | ours against it | limit |", "|---|---|---|---|---|---|"]
         for row in self.record["rows"]:
