@@ -16,7 +16,19 @@ logger = logging.get_logger(__name__)
 
 SUPPORTED_LANGUAGE_ARCHITECTURES = ("Qwen2ForCausalLM",)
 KNOWN_TEMPLATES = ("skywork-r1v", "skywork-r1v3")
-IMAGE_TOKEN_ID = 151667  # `<IMG_CONTEXT>`, the third token appended to DeepSeek-R1-Distill-Qwen's vocabulary
+IMAGE_TOKEN_ID = (
+    151667  # `<IMG_CONTEXT>`, the third token appended to DeepSeek-R1-Distill-Qwen's vocabulary
+)
+
+# Properties here; some published files repeat them.
+DERIVED_FIELDS = (
+    "hidden_size",
+    "vocab_size",
+    "tile_size",
+    "num_image_token",
+    "shuffle_factor",
+    "num_vision_layers_used",
+)
 
 # DeepSeek-R1-Distill-Qwen-32B, where it differs from the defaults of Qwen2Config
 _LANGUAGE_DEFAULTS = {
@@ -118,7 +130,9 @@ class SkyworkVisionConfig(PretrainedConfig):
                 f"vision_config: norm_type={self.norm_type!r} is unknown; expected 'rms_norm' or 'layer_norm'."
             )
         if not 0 <= self.drop_path_rate < 1:
-            raise ValueError(f"vision_config: drop_path_rate={self.drop_path_rate} must be in [0, 1).")
+            raise ValueError(
+                f"vision_config: drop_path_rate={self.drop_path_rate} must be in [0, 1)."
+            )
 
     # transformers 5 turns every config into a dataclass, whose generated __eq__ sees the base class's fields only
     def __eq__(self, other):
@@ -176,8 +190,8 @@ class SkyworkChatConfig(PretrainedConfig):
     ):
         text_config = kwargs.pop("text_config", None)
         image_token_id = kwargs.pop("image_token_index", image_token_id)
-        for derived in ("hidden_size", "vocab_size", "tile_size", "num_image_token"):
-            kwargs.pop(derived, None)  # read from the sub-configs; some published files repeat them
+        for derived in DERIVED_FIELDS:
+            kwargs.pop(derived, None)
         self.vision_config = _as_vision_config(vision_config)
         self.llm_config = _as_language_config(text_config if llm_config is None else llm_config)
         self.use_backbone_lora = use_backbone_lora
@@ -206,9 +220,23 @@ class SkyworkChatConfig(PretrainedConfig):
         return self.force_image_size or self.vision_config.image_size
 
     @property
+    def shuffle_factor(self):
+        """f of the pixel shuffle: a square of f × f patches becomes one token."""
+        return round(1 / self.downsample_ratio)
+
+    @property
+    def num_vision_layers_used(self):
+        """How many layers of the vision tower are computed: all of them up to `select_layer`."""
+        if self.select_layer >= 0:
+            return self.select_layer
+        return self.vision_config.num_hidden_layers + 1 + self.select_layer
+
+    @property
     def num_image_token(self):
         """Tokens a tile takes in the prompt: int((image_size // patch_size)² · downsample_ratio²), 256 at 38B."""
-        return int((self.tile_size // self.vision_config.patch_size) ** 2 * self.downsample_ratio**2)
+        return int(
+            (self.tile_size // self.vision_config.patch_size) ** 2 * self.downsample_ratio**2
+        )
 
     @property
     def hidden_size(self):
@@ -307,7 +335,9 @@ def _as_vision_config(value):
     if isinstance(value, PretrainedConfig):
         value = value.to_dict()
     if not isinstance(value, dict):
-        raise TypeError(f"vision_config must be a dict or a SkyworkVisionConfig, not {type(value).__name__}.")
+        raise TypeError(
+            f"vision_config must be a dict or a SkyworkVisionConfig, not {type(value).__name__}."
+        )
     fields = copy.deepcopy(value)
     model_type = fields.pop("model_type", SkyworkVisionConfig.model_type)
     if model_type != SkyworkVisionConfig.model_type and not model_type.startswith("intern_vit"):

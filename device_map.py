@@ -1,14 +1,20 @@
-"""Which module goes on which GPU: vision tower, projector, embeddings and head on the first, decoder layers over all.
+"""Which module goes on which GPU, for `device_map="split"`.
 
     model = AutoModel.from_pretrained(path, device_map="split", trust_remote_code=True)
 
-does it for the GPUs of the machine; `split_layers` and `build_device_map` are pure functions of sizes in bytes, for
-planning without any.
+The vision tower, the projector, the embeddings and the head go on the first GPU, and whole decoder
+layers are spread over all of them. `split_layers` and `build_device_map` are pure functions of sizes
+in bytes, which also plan for machines that are not at hand.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import nn
 
 FIRST_GPU_MODULES = (
     "vision_model",
@@ -19,17 +25,19 @@ FIRST_GPU_MODULES = (
     "language_model.lm_head",
 )
 LAYERS = "language_model.model.layers"
-# The model card's split_model() names these, which no version of the model has had
+# The model card's split_model() names these, which no version of the model has had.
 NAMES_OF_OTHER_MODELS = ("language_model.model.tok_embeddings", "language_model.output")
 GIB = 2**30
 RESERVED_SHARE = 0.1  # of a GPU, for activations and cache
 
 
-def split_layers(layer_sizes, first_size, memory):
+def split_layers(
+    layer_sizes: Sequence[int], first_size: float, memory: Sequence[float]
+) -> list[int]:
     """How many consecutive layers each GPU holds, so that the fullest GPU is as empty as possible.
 
-    A GPU's share is what it holds over what it has. Layers are given one by one to the GPU whose share they raise
-    least, which is optimal for layers of one size, as those of a Qwen2 are.
+    A GPU's share is what it holds, divided by what it has. Layers are given one by one to the GPU
+    whose share they raise least. For layers of one size, as those of a Qwen2, that is optimal.
 
     Args:
         layer_sizes: bytes of each decoder layer.
@@ -37,28 +45,34 @@ def split_layers(layer_sizes, first_size, memory):
         memory: usable bytes of each GPU.
 
     Returns:
-        A list of counts, one for each GPU, which add up to the number of layers.
+        A number of layers for each GPU.
 
     Raises:
         ValueError: no GPU, or a model that does not fit.
     """
     if not memory:
-        raise ValueError("No GPU to split the model over: memory is empty. Load with device_map='cpu' or none at all.")
-    largest = max(layer_sizes)
-    loads, counts = [first_size] + [0] * (len(memory) - 1), [0] * len(memory)
+        raise ValueError(
+            "No GPU to split the model over: memory is empty. Load with device_map='cpu' or none at "
+            "all."
+        )
     if first_size > memory[0]:
         raise ValueError(
-            f"GPU 0 has {memory[0] / GIB:.1f} GiB to use but the vision tower, projector, embeddings and head take "
-            f"{first_size / GIB:.1f} GiB: put the largest GPU first (CUDA_VISIBLE_DEVICES) or load quantized."
+            f"GPU 0 has {memory[0] / GIB:.1f} GiB to use but the vision tower, projector, "
+            f"embeddings and head take {first_size / GIB:.1f} GiB: put the largest GPU first "
+            "(CUDA_VISIBLE_DEVICES) or load quantized."
         )
+    largest = max(layer_sizes)
+    loads = [first_size] + [0] * (len(memory) - 1)
+    counts = [0] * len(memory)
     for _ in layer_sizes:
         fitting = [gpu for gpu, load in enumerate(loads) if load + largest <= memory[gpu]]
         if not fitting:
-            total = first_size + sum(layer_sizes)
+            sizes = ", ".join(f"{size / GIB:.1f}" for size in memory)
             raise ValueError(
-                f"The model takes {total / GIB:.1f} GiB and does not fit the {sum(memory) / GIB:.1f} GiB of "
-                f"{len(memory)} GPUs ({', '.join(f'{size / GIB:.1f}' for size in memory)}) in whole layers of "
-                f"{largest / GIB:.2f} GiB: add GPUs, load quantized, or use device_map='auto' to offload."
+                f"The model takes {(first_size + sum(layer_sizes)) / GIB:.1f} GiB and does not fit "
+                f"the {sum(memory) / GIB:.1f} GiB of {len(memory)} GPUs ({sizes}) in whole layers of "
+                f"{largest / GIB:.2f} GiB: add GPUs, load quantized, or use device_map='auto' to "
+                "offload."
             )
         gpu = min(fitting, key=lambda index: (loads[index] + largest) / memory[index])
         loads[gpu] += largest
@@ -66,47 +80,63 @@ def split_layers(layer_sizes, first_size, memory):
     return counts
 
 
-def build_device_map(counts, offload_vision=False):
-    """A device map of transformers for the result of `split_layers`: layers in order, all else on GPU 0.
+def build_device_map(counts: Sequence[int], offload_vision: bool = False) -> dict[str, Any]:
+    """A device map for the result of `split_layers`: layers in order, everything else on GPU 0.
 
     Args:
-        offload_vision: the vision tower's weights stay in host memory; accelerate brings each module's to the GPU for
-            as long as it computes.
+        offload_vision: the vision tower's weights stay in host memory; accelerate brings those of
+            each module to the GPU for as long as it computes.
     """
-    device_map = dict.fromkeys(FIRST_GPU_MODULES, 0)
+    device_map: dict[str, Any] = dict.fromkeys(FIRST_GPU_MODULES, 0)
     if offload_vision:
         device_map["vision_model"] = "cpu"
-    gpus = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
-    device_map.update({f"{LAYERS}.{layer}": gpu for layer, gpu in enumerate(gpus)})
+    layer = 0
+    for gpu, count in enumerate(counts):
+        for _ in range(count):
+            device_map[f"{LAYERS}.{layer}"] = gpu
+            layer += 1
     return device_map
 
 
-def module_sizes(model, layer_bytes=2, other_bytes=2, offload_vision=False):
-    """(bytes of each decoder layer, bytes of all else) of a model, which may be on the meta device.
+def module_sizes(
+    model: nn.Module,
+    layer_bytes: float = 2,
+    other_bytes: float = 2,
+    offload_vision: bool = False,
+) -> tuple[list[int], float]:
+    """Bytes of each decoder layer, and of all else, of a model that may be on the meta device.
 
     Args:
+        layer_bytes: bytes of a parameter in the decoder layers, which quantization shrinks.
+        other_bytes: bytes of any other parameter.
         offload_vision: leave the vision tower out.
-        layer_bytes, other_bytes: bytes of a parameter in the decoder layers, which quantization shrinks, and elsewhere.
     """
-
-    def count(module):
-        return sum(parameter.numel() for parameter in module.parameters())
-
-    layers = [count(layer) for layer in model.language_model.model.layers]
-    others = count(model) - sum(layers) - (count(model.vision_model) if offload_vision else 0)
+    layers = [_count_parameters(layer) for layer in model.language_model.model.layers]
+    others = _count_parameters(model) - sum(layers)
+    if offload_vision:
+        others -= _count_parameters(model.vision_model)
     return [math.ceil(layer_bytes * layer) for layer in layers], other_bytes * others
 
 
-def free_memory(reserve=RESERVED_SHARE):
-    """Bytes of every visible GPU that weights may take: what is free, less a share for activations and cache."""
-    return [int(torch.cuda.mem_get_info(gpu)[0] * (1 - reserve)) for gpu in range(torch.cuda.device_count())]
+def _count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
-def clean_device_map(device_map, num_layers):
+def free_memory(reserve: float = RESERVED_SHARE) -> list[int]:
+    """Bytes of every visible GPU that weights may take.
+
+    That is what is free, less a share for activations and cache.
+    """
+    gpus = range(torch.cuda.device_count())
+    return [int(torch.cuda.mem_get_info(gpu)[0] * (1 - reserve)) for gpu in gpus]
+
+
+def clean_device_map(device_map: dict[str, Any], num_layers: int) -> dict[str, Any]:
     """A user's device map without the names that this model does not have.
 
-    The model card's `split_model()` names two modules of other models and more layers than there are; and it may leave
-    out the rotary embedding, which has no weights but, from transformers 4.48, a place of its own.
+    The model card's `split_model()` names two modules of other models, and more layers than there
+    are. It may leave out the rotary embedding, which has no weights but, from transformers 4.48 on,
+    a place of its own.
     """
     cleaned = {
         name: device
@@ -119,6 +149,20 @@ def clean_device_map(device_map, num_layers):
     return cleaned
 
 
-def _is_surplus_layer(name, num_layers):
-    index = name[len(LAYERS) + 1 :].split(".")[0] if name.startswith(f"{LAYERS}.") else ""
+def _is_surplus_layer(name: str, num_layers: int) -> bool:
+    prefix = f"{LAYERS}."
+    if not name.startswith(prefix):
+        return False
+    index = name[len(prefix) :].split(".")[0]
     return index.isdigit() and int(index) >= num_layers
+
+
+def device_of_embedding(embedding: nn.Module) -> torch.device:
+    """Where token ids have to be for an embedding: its device.
+
+    Where accelerate has offloaded its weights, it is the device on which its hook computes.
+    """
+    if embedding.weight.device.type != "meta":
+        return embedding.weight.device
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return torch.device("cpu") if device is None else torch.device(device)

@@ -16,7 +16,8 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from .configuration_skywork_chat import SkyworkVisionConfig
-from .transformers_compat import fill_unless_loaded, flash_attention_function
+from .loading import flash_attention_function
+from .transformers_compat import fill_unless_loaded
 
 
 class RMSNorm(nn.Module):
@@ -30,7 +31,9 @@ class RMSNorm(nn.Module):
     def forward(self, hidden_states):
         dtype = hidden_states.dtype
         hidden_states = hidden_states.float()
-        hidden_states = hidden_states * torch.rsqrt(hidden_states.square().mean(-1, keepdim=True) + self.eps)
+        hidden_states = hidden_states * torch.rsqrt(
+            hidden_states.square().mean(-1, keepdim=True) + self.eps
+        )
         return self.weight * hidden_states.to(dtype)
 
 
@@ -46,7 +49,10 @@ class PatchEmbeddings(nn.Module):
         self.grid = config.image_size // config.patch_size
         self.class_embedding = nn.Parameter(torch.randn(1, 1, config.hidden_size))
         self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            config.num_channels,
+            config.hidden_size,
+            kernel_size=config.patch_size,
+            stride=config.patch_size,
         )
         self.position_embedding = nn.Parameter(torch.randn(1, self.grid**2 + 1, config.hidden_size))
 
@@ -55,13 +61,19 @@ class PatchEmbeddings(nn.Module):
         if (height, width) == (self.grid, self.grid):
             return self.position_embedding
         class_position, patch_positions = self.position_embedding.split([1, self.grid**2], dim=1)
-        patch_positions = patch_positions.float().reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
-        patch_positions = F.interpolate(patch_positions, size=(height, width), mode="bicubic", align_corners=False)
+        patch_positions = (
+            patch_positions.float().reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        )
+        patch_positions = F.interpolate(
+            patch_positions, size=(height, width), mode="bicubic", align_corners=False
+        )
         patch_positions = patch_positions.flatten(2).transpose(1, 2)  # (1, height·width, C)
         return torch.cat([class_position, patch_positions.to(class_position.dtype)], dim=1)
 
     def forward(self, pixel_values):
-        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (tiles, C, rows, columns)
+        patches = self.patch_embedding(
+            pixel_values.to(self.patch_embedding.weight.dtype)
+        )  # (tiles, C, rows, columns)
         height, width = patches.shape[-2:]
         patches = patches.flatten(2).transpose(1, 2)  # (tiles, rows·columns, C)
         class_token = self.class_embedding.expand(patches.shape[0], 1, -1).to(patches.dtype)
@@ -92,7 +104,9 @@ def flash_attention(query, key, value, scale, dropout):
     """flash-attn (arXiv:2307.08691) on half-precision CUDA tensors; SDPA for what its kernels do not take."""
     if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
         return sdpa_attention(query, key, value, scale, dropout)
-    query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # (tiles, N, heads, head size)
+    query, key, value = (
+        states.transpose(1, 2) for states in (query, key, value)
+    )  # (tiles, N, heads, head size)
     output = flash_attention_function()(query, key, value, dropout_p=dropout, softmax_scale=scale)
     return output.transpose(1, 2), None
 
@@ -127,7 +141,8 @@ class VisionAttention(nn.Module):
         if self.qk_normalization:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = (
-            states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2) for states in (query, key, value)
+            states.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
+            for states in (query, key, value)
         )  # each (tiles, heads, N, head size)
         dropout = self.attention_dropout if self.training else 0.0
         attend = ATTENTION.get(self.config._attn_implementation, sdpa_attention)
@@ -178,7 +193,9 @@ class VisionLayer(nn.Module):
     def forward(self, hidden_states):
         attention, weights = self.attn(self.norm1(hidden_states))
         hidden_states = hidden_states + self.drop_path(attention * self.ls1)
-        hidden_states = hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)) * self.ls2)
+        hidden_states = hidden_states + self.drop_path(
+            self.mlp(self.norm2(hidden_states)) * self.ls2
+        )
         return hidden_states, weights
 
 
@@ -193,11 +210,15 @@ class VisionEncoder(nn.Module):
         self.layers = nn.ModuleList([VisionLayer(config, rate) for rate in rates])
         self.gradient_checkpointing = False
 
-    def forward(self, hidden_states, num_layers=None, output_hidden_states=False, output_attentions=False):
+    def forward(
+        self, hidden_states, num_layers=None, output_hidden_states=False, output_attentions=False
+    ):
         all_hidden_states, all_attentions = [hidden_states], []
         for layer in self.layers[:num_layers]:
             if self.gradient_checkpointing and self.training:
-                hidden_states, weights = self._gradient_checkpointing_func(layer.__call__, hidden_states)
+                hidden_states, weights = self._gradient_checkpointing_func(
+                    layer.__call__, hidden_states
+                )
             else:
                 hidden_states, weights = layer(hidden_states)
             if output_hidden_states:
@@ -278,8 +299,12 @@ class SkyworkVisionModel(PreTrainedModel):
         output = self.encoder(
             pixel_embeds,
             num_layers=num_layers,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
+            output_attentions=config.output_attentions
+            if output_attentions is None
+            else output_attentions,
         )
         output = BaseModelOutputWithPooling(
             last_hidden_state=output.last_hidden_state,

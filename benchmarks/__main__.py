@@ -19,10 +19,15 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, InternVLForConditionalGeneration
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+)
 
 from benchmarks import measure, models
-from training.nano.package import load_package
+from remote_code import modeling_skywork_chat
 
 TEXT_TOKENS = 32  # of a prompt, besides those of its images
 
@@ -105,7 +110,9 @@ def dtype_of(name):
 def prompt_ids(config, tiles, rows=1, length=TEXT_TOKENS, device="cpu"):
     """Random ids with the image tokens of `tiles` tiles in each row."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, 1000, (rows, length + tiles * config.num_image_token), generator=generator)
+    ids = torch.randint(
+        100, 1000, (rows, length + tiles * config.num_image_token), generator=generator
+    )
     ids[:, length // 2 : length // 2 + tiles * config.num_image_token] = config.image_token_id
     return ids.to(device)
 
@@ -128,7 +135,9 @@ def write_pictures(folder, count):
         width, height = sizes[index % len(sizes)]
         coarse = rng.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
         paths.append(folder / f"{index}.jpg")
-        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(paths[-1], quality=90)
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(
+            paths[-1], quality=90
+        )
     return [str(path) for path in paths]
 
 
@@ -148,7 +157,10 @@ def preprocessing(preset, report, repeats):
             chosen = paths[:count]
             card = model_card(chosen, torch.float32)
             case = f"{count} image{'s' if count > 1 else ''}, {len(card)} tiles"
-            for dtype in (torch.float32, torch.bfloat16):  # bfloat16 is what the model card's snippet goes on with
+            for dtype in (
+                torch.float32,
+                torch.bfloat16,
+            ):  # bfloat16 is what the model card's snippet goes on with
                 if not torch.equal(processor(chosen, dtype=dtype)["pixel_values"], card.to(dtype)):
                     raise AssertionError("The pixel values differ from the model card's.")
                 name_of_dtype = str(dtype).removeprefix("torch.")
@@ -159,11 +171,26 @@ def preprocessing(preset, report, repeats):
                         "model card": partial(model_card, chosen, dtype),
                     }
                     seconds = measure.alternate(contenders, repeats)
-                    report.add_times("preprocessing", f"{case}, {name_of_dtype}", seconds, name, count, "images/s")
+                    report.add_times(
+                        "preprocessing",
+                        f"{case}, {name_of_dtype}",
+                        seconds,
+                        name,
+                        count,
+                        "images/s",
+                    )
                     report.add_memory("preprocessing", f"{case}, {name_of_dtype}", contenders)
             fast = processor(chosen, fast_resize=True)["pixel_values"]
-            levels = ((card - fast).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255).max()
-            report.add("preprocessing", case, "fast_resize, largest difference", round(levels.item(), 2), "of 255")
+            levels = (
+                (card - fast).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
+            ).max()
+            report.add(
+                "preprocessing",
+                case,
+                "fast_resize, largest difference",
+                round(levels.item(), 2),
+                "of 255",
+            )
 
 
 # -- vision tower ----------------------------------------------------------------------------------
@@ -177,12 +204,12 @@ def vision(preset, report, repeats):
         dtype = dtype_of(dtype_name)
         config = models.build_config(shape, "nano", vision_layers=layers)
         ours = models.build_ours(config, device, dtype)
-        theirs = models.build_internvl(config, ours.state_dict(), config.image_token_id, device=device)
+        theirs = models.build_internvl(
+            config, ours.state_dict(), config.image_token_id, device=device
+        )
         eager = models.with_weights_of(ours, "eager")
         pixels = tiles_of(config, count, device, dtype)
-        case = (
-            f"InternViT-{shape.upper()}, {config.vision_config.num_hidden_layers} layers, {dtype_name}, {count} tiles"
-        )
+        case = f"InternViT-{shape.upper()}, {config.vision_config.num_hidden_layers} layers, {dtype_name}, {count} tiles"
         report.progress(f"vision, {case}")
         contenders = {
             "ours": partial(ours.extract_feature, pixels),
@@ -210,13 +237,18 @@ def at_once(model, pixels):
 
 def vision_operations(config):
     """Multiply-adds, twice, of one tile through vision tower and projector."""
-    vision, positions = config.vision_config, (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    vision, positions = (
+        config.vision_config,
+        (config.vision_config.image_size // config.vision_config.patch_size) ** 2,
+    )
     width, wide = vision.hidden_size, vision.intermediate_size
     layer = 4 * width**2 + 2 * width * wide + 2 * (positions + 1) * width
     projector = (4 * width + config.llm_config.hidden_size) * config.llm_config.hidden_size
     embedding = 3 * vision.patch_size**2 * width
     return 2 * (
-        vision.num_hidden_layers * layer * (positions + 1) + embedding * positions + projector * config.num_image_token
+        vision.num_hidden_layers * layer * (positions + 1)
+        + embedding * positions
+        + projector * config.num_image_token
     )
 
 
@@ -230,7 +262,9 @@ def decoding(preset, report, repeats):
     for shape, layers, dtype_name in preset.language:
         config = models.build_config("300m", shape, vision_layers=1, language_layers=layers)
         ours = models.build_ours(config, device, dtype_of(dtype_name))
-        theirs = models.build_internvl(config, ours.state_dict(), config.image_token_id, device=device)
+        theirs = models.build_internvl(
+            config, ours.state_dict(), config.image_token_id, device=device
+        )
         for batch in preset.batches:
             ids = prompt_ids(config, 0, batch, device=device)
             mask = torch.ones_like(ids)
@@ -251,12 +285,25 @@ def decoding(preset, report, repeats):
             medians = report.add_times("decoding", case, seconds, "ours", batch * new, "tokens/s")
             versus = {name: seconds[name] for name in ("ours, static", "transformers InternVL")}
             compared = measure.ratio(versus, "ours, static", "transformers InternVL")
-            report.add("decoding", case, "ours, static, against InternVL", compared["median"], "x", ratio=compared)
+            report.add(
+                "decoding",
+                case,
+                "ours, static, against InternVL",
+                compared["median"],
+                "x",
+                ratio=compared,
+            )
             report.add_memory("decoding", case, contenders, device)
             if batch == 1:
-                short = partial(contenders["ours, static"], max_new_tokens=new // 4, min_new_tokens=new // 4)
-                times = measure.alternate({"long": contenders["ours, static"], "short": short}, repeats, device)
-                step = statistics.median(a - b for a, b in zip(times["long"], times["short"])) / (new - new // 4)
+                short = partial(
+                    contenders["ours, static"], max_new_tokens=new // 4, min_new_tokens=new // 4
+                )
+                times = measure.alternate(
+                    {"long": contenders["ours, static"], "short": short}, repeats, device
+                )
+                step = statistics.median(a - b for a, b in zip(times["long"], times["short"])) / (
+                    new - new // 4
+                )
                 report_bandwidth(report, case, ours, medians["ours, static"] / new, step, device)
 
 
@@ -273,15 +320,23 @@ def report_bandwidth(report, case, model, per_token, per_step, device):
     for name, seconds in (("weights read", per_token), ("weights read, prompt left out", per_step)):
         reached = size / seconds
         report.add(
-            "decoding", case, f"ours, static, {name}", reached / 1e9, "GB/s", limit=limit / 1e9, share=reached / limit
+            "decoding",
+            case,
+            f"ours, static, {name}",
+            reached / 1e9,
+            "GB/s",
+            limit=limit / 1e9,
+            share=reached / limit,
         )
 
 
 def traces(preset, report, repeats):
     """The nano checkpoint's own reasoning, through `chat()`: ways to decode that change the time and not the tokens."""
-    from training.nano import draw
+    from tasks import draw
 
-    model = AutoModel.from_pretrained(measure.ROOT / "nano", dtype=torch.float32, trust_remote_code=True)
+    model = AutoModel.from_pretrained(
+        measure.ROOT / "nano", dtype=torch.float32, trust_remote_code=True
+    )
     model = model.to(preset.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(measure.ROOT / "nano", trust_remote_code=True)
     rng = np.random.default_rng(3)
@@ -290,7 +345,10 @@ def traces(preset, report, repeats):
     long = min(32 * preset.new_tokens, 1536)  # within nano's context of 4,096 tokens
     cases = {
         "reasoning about pictures": (images, {"max_new_tokens": 160}),
-        f"a trace of {long} tokens that repeats itself": (images[:1], {"max_new_tokens": long, "min_new_tokens": long}),
+        f"a trace of {long} tokens that repeats itself": (
+            images[:1],
+            {"max_new_tokens": long, "min_new_tokens": long},
+        ),
     }
     options = {
         "plain": {},
@@ -301,7 +359,10 @@ def traces(preset, report, repeats):
 
         def ask(how, chosen=chosen, length=length):
             config = {"do_sample": False, **length, **options[how]}
-            return [model.chat(tokenizer, features, draw.CALCULATION_QUESTION, config) for features in chosen]
+            return [
+                model.chat(tokenizer, features, draw.CALCULATION_QUESTION, config)
+                for features in chosen
+            ]
 
         report.progress(f"traces, {case}")
         answers = {how: ask(how) for how in options}
@@ -311,7 +372,15 @@ def traces(preset, report, repeats):
         for how in options:
             same = sum(a == b for a, b in zip(answers[how], answers["plain"])) / len(chosen)
             compared = {} if how == "plain" else {"ratio": measure.ratio(seconds, how, "plain")}
-            report.add("traces", case, how, round(tokens / medians[how], 1), "tokens/s", same_answers=same, **compared)
+            report.add(
+                "traces",
+                case,
+                how,
+                round(tokens / medians[how], 1),
+                "tokens/s",
+                same_answers=same,
+                **compared,
+            )
 
 
 def build_whole(preset, shapes=None):
@@ -338,7 +407,9 @@ def first_token(preset, report, repeats):
         }
         case = f"{name}, {tiles} tiles"
         report.progress(f"first token, {case}")
-        report.add_times("first token", case, measure.alternate(contenders, repeats, device), "ours")
+        report.add_times(
+            "first token", case, measure.alternate(contenders, repeats, device), "ours"
+        )
         report.add_memory("first token", case, contenders, device)
 
 
@@ -351,14 +422,21 @@ def turns(preset, report, repeats):
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     features = ours.encode_images(pixels)
     history = ours.chat(tokenizer, pixels, "What is this?", options, return_history=True)[1]
-    answers = [ours.chat(tokenizer, images, "And now?", options, history=history) for images in (pixels, features)]
+    answers = [
+        ours.chat(tokenizer, images, "And now?", options, history=history)
+        for images in (pixels, features)
+    ]
     if answers[0] != answers[1]:
         raise AssertionError(f"Kept features give another answer: {answers}")
     case = f"{name}, {tiles} tiles, 8 tokens of turn two"
     report.progress(f"turns, {case}")
     contenders = {
-        "ours, kept features": lambda: ours.chat(tokenizer, features, "And now?", options, history=history),
-        "ours, pixels again": lambda: ours.chat(tokenizer, pixels, "And now?", options, history=history),
+        "ours, kept features": lambda: ours.chat(
+            tokenizer, features, "And now?", options, history=history
+        ),
+        "ours, pixels again": lambda: ours.chat(
+            tokenizer, pixels, "And now?", options, history=history
+        ),
     }
     seconds = measure.alternate(contenders, repeats, preset.device)
     report.add_times("turns", case, seconds, "ours, kept features")
@@ -367,7 +445,9 @@ def turns(preset, report, repeats):
 def loading(preset, report, repeats):
     """`from_pretrained` on the same bytes (in the page cache), and the memory it takes."""
     config, ours, name = build_whole(preset, preset.loading)
-    theirs = models.build_internvl(config, ours.state_dict(), config.image_token_id, device=preset.device)
+    theirs = models.build_internvl(
+        config, ours.state_dict(), config.image_token_id, device=preset.device
+    )
     with tempfile.TemporaryDirectory() as folder:
         paths = {"ours": f"{folder}/ours", "transformers InternVL": f"{folder}/theirs"}
         ours.save_pretrained(paths["ours"])
@@ -375,10 +455,15 @@ def loading(preset, report, repeats):
         dtype, device = ours.dtype, preset.device
         size = sum(path.stat().st_size for path in Path(paths["ours"]).glob("*.safetensors"))
         del ours, theirs
-        classes = {"ours": load_package().SkyworkChatModel, "transformers InternVL": InternVLForConditionalGeneration}
+        classes = {
+            "ours": modeling_skywork_chat.SkyworkChatModel,
+            "transformers InternVL": InternVLForConditionalGeneration,
+        }
 
         def load(contender):
-            model = classes[contender].from_pretrained(paths[contender], dtype=dtype, device_map=device)
+            model = classes[contender].from_pretrained(
+                paths[contender], dtype=dtype, device_map=device
+            )
             for parameter in model.parameters():  # a mapped file is read when it is touched
                 parameter.flatten()[:: 4096 // parameter.element_size()].sum()
             return model
@@ -389,7 +474,9 @@ def loading(preset, report, repeats):
         report.add_times("loading", case, measure.alternate(contenders, repeats, device), "ours")
         for contender, function in contenders.items():
             peak = measure.peak_memory(function, device)
-            report.add("loading, peak memory", case, contender, round(peak / size, 3), "x checkpoint")
+            report.add(
+                "loading, peak memory", case, contender, round(peak / size, 3), "x checkpoint"
+            )
 
 
 @torch.inference_mode()
@@ -406,12 +493,24 @@ def growth(preset, report, repeats):
             seconds = measure.alternate({"ours": function}, max(3, repeats // 2), device)["ours"]
             times.append(statistics.median(seconds))
             peaks.append(measure.peak_memory(function, device) / 2**20)
-            report.add(f"growth with {what}", f"{size} {unit}", "ours, time", round(times[-1], 4), "s")
-            report.add(f"growth with {what}", f"{size} {unit}", "ours, extra memory", round(peaks[-1], 1), "MiB")
+            report.add(
+                f"growth with {what}", f"{size} {unit}", "ours, time", round(times[-1], 4), "s"
+            )
+            report.add(
+                f"growth with {what}",
+                f"{size} {unit}",
+                "ours, extra memory",
+                round(peaks[-1], 1),
+                "MiB",
+            )
         for figure, values in (("time", times), ("extra memory", peaks)):
             case = f"{sizes[0]} to {sizes[-1]} {unit}"
             report.add(
-                f"growth with {what}", case, f"exponent of {figure}", round(measure.growth(sizes, values), 2), ""
+                f"growth with {what}",
+                case,
+                f"exponent of {figure}",
+                round(measure.growth(sizes, values), 2),
+                "",
             )
 
     def encode(tiles):
@@ -420,10 +519,15 @@ def growth(preset, report, repeats):
 
     def prefill(length):
         ids = prompt_ids(config, 0, length=length, device=device)
-        return lambda: ours.generate(input_ids=ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
+        return lambda: ours.generate(
+            input_ids=ids, max_new_tokens=1, do_sample=False, pad_token_id=0
+        )
 
     def images(count):
-        ids, pixels = prompt_ids(config, count, device=device), tiles_of(config, count, device, ours.dtype)
+        ids, pixels = (
+            prompt_ids(config, count, device=device),
+            tiles_of(config, count, device, ours.dtype),
+        )
         return lambda: ours.generate(pixels, ids, max_new_tokens=1, do_sample=False, pad_token_id=0)
 
     series("tiles (vision tower)", "tiles", preset.growth_tiles, encode)
@@ -445,10 +549,18 @@ BENCHMARKS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmarks", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument(
+        "benchmarks",
+        nargs="*",
+        metavar="benchmark",
+        help=f"of {', '.join(BENCHMARKS)}; default: all",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="cpu")
     parser.add_argument("--repeats", type=int, default=5, help="rounds; the medians are of these")
-    parser.add_argument("--output", help="file of the record; default: benchmarks/results/<preset>.json for a full run")
+    parser.add_argument(
+        "--output",
+        help="file of the record; default: benchmarks/results/<preset>.json for a full run",
+    )
     arguments = parser.parse_args()
     unknown = set(arguments.benchmarks) - set(BENCHMARKS)
     if unknown:

@@ -65,10 +65,14 @@ def peak_memory(function, device="cpu"):
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with contextlib.suppress(OSError, AttributeError):  # memory that the allocator keeps would hide a peak
+    with contextlib.suppress(
+        OSError, AttributeError
+    ):  # memory that the allocator keeps would hide a peak
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is resident now
+        Path("/proc/self/clear_refs").write_text(
+            "5"
+        )  # the high-water mark starts at what is resident now
     except OSError:  # a kernel without it, as some virtual machines have
         return math.nan
     before = resident_memory("VmRSS")
@@ -96,7 +100,9 @@ def growth(sizes, values):
     """The exponent k of values ~ sizes^k: the slope of a line through the logarithms (least squares)."""
     xs, ys = [math.log(size) for size in sizes], [math.log(max(value, 1e-12)) for value in values]
     middle_x, middle_y = statistics.mean(xs), statistics.mean(ys)
-    return sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys)) / sum((x - middle_x) ** 2 for x in xs)
+    return sum((x - middle_x) * (y - middle_y) for x, y in zip(xs, ys)) / sum(
+        (x - middle_x) ** 2 for x in xs
+    )
 
 
 def measured_limits(device, dtype=torch.bfloat16, seconds=1.0):
@@ -108,7 +114,10 @@ def measured_limits(device, dtype=torch.bfloat16, seconds=1.0):
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     copies = _rate(lambda: target.copy_(source), seconds, device)
     products = _rate(lambda: left @ right, seconds, device)
-    return {"bytes_per_second": copies * 2 * source.numel(), "operations_per_second": products * 2 * side**3}
+    return {
+        "bytes_per_second": copies * 2 * source.numel(),
+        "operations_per_second": products * 2 * side**3,
+    }
 
 
 def _rate(function, seconds, device):
@@ -127,10 +136,16 @@ def machine(device):
     commit = None
     with contextlib.suppress(OSError):  # no git
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+        commit = (
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() or None
+        )
     model = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
         model = names[0].split(":")[1].strip() if names else model
     is_cuda = torch.device(device).type == "cuda"
     return {
@@ -164,7 +179,14 @@ class Report:
 
     def add(self, benchmark, case, contender, value, unit, **more):
         """One figure; `more` may hold `ratio`, `limit` and `share` of the limit that is reached."""
-        row = {"benchmark": benchmark, "case": case, "contender": contender, "value": value, "unit": unit, **more}
+        row = {
+            "benchmark": benchmark,
+            "case": case,
+            "contender": contender,
+            "value": value,
+            "unit": unit,
+            **more,
+        }
         self.record["rows"].append(row)
         self._keep()
         self.progress(f"{benchmark}, {case}, {contender}: {value:.4g} {unit}")
@@ -189,10 +211,17 @@ class Report:
             self.add(f"{benchmark}, extra memory", case, name, peak, "MiB")
 
     def table(self):
-        lines = ["| benchmark | case | contender | value | ours against it | limit |", "|---|---|---|---|---|---|"]
+        lines = [
+            "| benchmark | case | contender | value | ours against it | limit |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in self.record["rows"]:
             compared = row.get("ratio")
-            against = f"{compared['median']:.2f} ({compared['low']:.2f} to {compared['high']:.2f})" if compared else ""
+            against = (
+                f"{compared['median']:.2f} ({compared['low']:.2f} to {compared['high']:.2f})"
+                if compared
+                else ""
+            )
             limit = f"{row['limit']:.4g} ({row['share']:.0%} reached)" if "limit" in row else ""
             value = f"{row['value']:.4g} {row['unit']}"
             cells = (row["benchmark"], row["case"], row["contender"], value, against, limit)

@@ -8,7 +8,7 @@ from accelerate import init_empty_weights
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from benchmarks.measure import ROOT
-from training.nano.package import load_package
+from remote_code import configuration_skywork_chat, modeling_skywork_chat
 
 # What differs from the root's config (38B). CPU shapes keep widths and cut layers, so that a tile takes its real time
 # per layer.
@@ -49,13 +49,15 @@ def build_config(vision, language, vision_layers=None, language_layers=None):
     values = json.loads((ROOT / "config.json").read_text())
     values["vision_config"].update(VISION[vision], initializer_range=0.02)
     values["llm_config"].update(LANGUAGE[language])
-    values["image_token_id"] = min(values.get("image_token_id", 151667), values["llm_config"]["vocab_size"] - 1)
+    values["image_token_id"] = min(
+        values.get("image_token_id", 151667), values["llm_config"]["vocab_size"] - 1
+    )
     if vision_layers:
         values["vision_config"]["num_hidden_layers"] = vision_layers
     if language_layers:
         values["llm_config"]["num_hidden_layers"] = language_layers
     values["llm_config"]["max_window_layers"] = values["llm_config"]["num_hidden_layers"]
-    return load_package().SkyworkChatConfig(**values)
+    return configuration_skywork_chat.SkyworkChatConfig(**values)
 
 
 def build_ours(config, device="cpu", dtype=torch.float32, attention="sdpa"):
@@ -67,7 +69,7 @@ def build_ours(config, device="cpu", dtype=torch.float32, attention="sdpa"):
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = load_package().SkyworkChatModel(config)
+            model = modeling_skywork_chat.SkyworkChatModel(config)
     finally:
         torch.set_default_dtype(default)
     return model.eval()
@@ -79,7 +81,7 @@ def with_weights_of(model, attention):
     for part in (config, config.vision_config, config.llm_config):
         part._attn_implementation = attention
     with init_empty_weights(include_buffers=False):
-        twin = load_package().SkyworkChatModel(config)
+        twin = modeling_skywork_chat.SkyworkChatModel(config)
     twin.load_state_dict(model.state_dict(), assign=True)
     return twin.to(model.device).eval()
 
@@ -88,8 +90,14 @@ def internvl_name(name):
     """transformers' InternVL name of one of our tensors (the joint qkv is split separately)."""
     for ours, theirs in (
         ("vision_model.embeddings.class_embedding", "model.vision_tower.embeddings.cls_token"),
-        ("vision_model.embeddings.position_embedding", "model.vision_tower.embeddings.position_embeddings"),
-        ("vision_model.embeddings.patch_embedding", "model.vision_tower.embeddings.patch_embeddings.projection"),
+        (
+            "vision_model.embeddings.position_embedding",
+            "model.vision_tower.embeddings.position_embeddings",
+        ),
+        (
+            "vision_model.embeddings.patch_embedding",
+            "model.vision_tower.embeddings.patch_embeddings.projection",
+        ),
         ("vision_model.encoder.layers.", "model.vision_tower.encoder.layer."),
         ("mlp1.0", "model.multi_modal_projector.layer_norm"),
         ("mlp1.1", "model.multi_modal_projector.linear_1"),

@@ -35,9 +35,13 @@ class PrintedAnswer(TextStreamer):
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(NANO), help="a directory or a Hub id")
-    parser.add_argument("--image", nargs="*", help="image files or URLs; none for a question about text")
+    parser.add_argument(
+        "--image", nargs="*", help="image files or URLs; none for a question about text"
+    )
     parser.add_argument("--question")
-    parser.add_argument("--max-new-tokens", type=int, help="default: 8192, at most half of the context")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="default: 8192, at most half of the context"
+    )
     return parser.parse_args()
 
 
@@ -72,7 +76,9 @@ def main():
     for image in images:
         if not image.startswith(("http://", "https://")) and not Path(image).is_file():
             raise FileNotFoundError(f"IMAGE={image}: no such image file.")
-    question = arguments.question or (DEFAULT_QUESTION if is_default or is_nano(path) else "Describe this image.")
+    question = arguments.question or (
+        DEFAULT_QUESTION if is_default or is_nano(path) else "Describe this image."
+    )
     try:
         model, tokenizer, generation_config = load(path)
     except OSError as error:

@@ -65,7 +65,9 @@ def flatten_images(images):
 def _find(source):
     """(name for messages, a PIL image or what `_open_file` takes)."""
     if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or f"image of {source.width} × {source.height} pixels", source
+        return getattr(
+            source, "filename", ""
+        ) or f"image of {source.width} × {source.height} pixels", source
     if isinstance(source, bytes):
         return f"{len(source)} bytes", io.BytesIO(source)
     if isinstance(source, (np.ndarray, torch.Tensor)):

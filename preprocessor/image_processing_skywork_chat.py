@@ -22,7 +22,14 @@ from .tiling import select_grid
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What transformers' own callers may say of images in general, and what is so here in any case
-WITHOUT_EFFECT = ("data_format", "device", "disable_grouping", "do_convert_rgb", "input_data_format", "return_metadata")
+WITHOUT_EFFECT = (
+    "data_format",
+    "device",
+    "disable_grouping",
+    "do_convert_rgb",
+    "input_data_format",
+    "return_metadata",
+)
 
 
 class SkyworkImageProcessor(BaseImageProcessor):
@@ -116,7 +123,11 @@ class SkyworkImageProcessor(BaseImageProcessor):
                 `return_tensors`, or a `dtype` that is not floating or that numpy does not have.
             TypeError: a keyword that is none of these.
         """
-        unknown = [name for name, value in kwargs.items() if value is not None and name not in WITHOUT_EFFECT]
+        unknown = [
+            name
+            for name, value in kwargs.items()
+            if value is not None and name not in WITHOUT_EFFECT
+        ]
         if unknown:
             raise TypeError(
                 f"{unknown[0]}={kwargs[unknown[0]]!r} is no setting of a call; expected min_dynamic_patch, "
@@ -127,7 +138,9 @@ class SkyworkImageProcessor(BaseImageProcessor):
         if not flat:
             raise ValueError("No image was given; for text alone call the tokenizer.")
         if return_tensors not in (None, "pt", "np"):
-            raise ValueError(f"return_tensors={return_tensors!r} is not supported; expected 'pt' or 'np'.")
+            raise ValueError(
+                f"return_tensors={return_tensors!r} is not supported; expected 'pt' or 'np'."
+            )
         dtype = _floating_dtype(dtype or torch.float32, of_numpy=return_tensors == "np")
         tiled = self.dynamic_image_size if crop_to_patches is None else crop_to_patches
         smallest = self.min_dynamic_patch if min_dynamic_patch is None else min_dynamic_patch
@@ -135,12 +148,21 @@ class SkyworkImageProcessor(BaseImageProcessor):
         bounds = (smallest, largest) if tiled else (1, 1)
         thumbnail = self.use_thumbnail if use_thumbnail is None else use_thumbnail
 
-        upright = self.apply_exif_orientation if apply_exif_orientation is None else apply_exif_orientation
-        opening = {"apply_exif_orientation": upright, "alpha": self.alpha if alpha is None else alpha}
+        upright = (
+            self.apply_exif_orientation
+            if apply_exif_orientation is None
+            else apply_exif_orientation
+        )
+        opening = {
+            "apply_exif_orientation": upright,
+            "alpha": self.alpha if alpha is None else alpha,
+        }
         fast = self.fast_resize if fast_resize is None else fast_resize
         resize, side = _resize_tensor if fast else _resize, self.size
 
-        mean, std = (np.float32(values).reshape(3, 1, 1) for values in (self.image_mean, self.image_std))
+        mean, std = (
+            np.float32(values).reshape(3, 1, 1) for values in (self.image_mean, self.image_std)
+        )
 
         def sizes_of(width, height):
             """(width, height) of an image on its grid and, where there is more than one tile, of the thumbnail."""
@@ -169,7 +191,9 @@ class SkyworkImageProcessor(BaseImageProcessor):
                     work.append((pixels, (width, height), start))
                     start += width * height // side**2
                 places[key] = range(first, start)
-            with torch.inference_mode(False):  # a tensor of that mode could not be written by the pool's threads
+            with torch.inference_mode(
+                False
+            ):  # a tensor of that mode could not be written by the pool's threads
                 pixel_values = torch.empty(start, 3, side, side, dtype=dtype)
             list(pool.map(fill, *zip(*work)))
         counts = [len(places[id(image)]) for image in flat]
@@ -182,7 +206,9 @@ class SkyworkImageProcessor(BaseImageProcessor):
 
     def to_dict(self):
         """The settings, as they are written to preprocessor_config.json."""
-        return {name: value for name, value in super().to_dict().items() if not name.startswith("_")}
+        return {
+            name: value for name, value in super().to_dict().items() if not name.startswith("_")
+        }
 
 
 def _resize(image, size):
@@ -198,7 +224,9 @@ def _to_tensor(image):
 def _resize_tensor(pixels, size):
     """As `_resize`, of what `_to_tensor` gives, with torch's kernels for uint8."""
     width, height = size
-    pixels = F.interpolate(pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False)
+    pixels = F.interpolate(
+        pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+    )
     return pixels[0].permute(1, 2, 0).numpy()
 
 
@@ -226,9 +254,13 @@ def _normalize(mean, std, tile, slot):
 def _floating_dtype(dtype, of_numpy):
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype={dtype!r} is no floating dtype of torch; expected torch.bfloat16 or another.")
+        raise ValueError(
+            f"dtype={dtype!r} is no floating dtype of torch; expected torch.bfloat16 or another."
+        )
     if of_numpy and found not in (torch.float16, torch.float32, torch.float64):
-        raise ValueError(f"numpy has no {found}; take return_tensors='pt', or float16, float32 or float64.")
+        raise ValueError(
+            f"numpy has no {found}; take return_tensors='pt', or float16, float32 or float64."
+        )
     return found
 
 
@@ -236,6 +268,8 @@ def _square_side(size):
     if isinstance(size, dict) or hasattr(size, "items"):
         sides = {value for value in dict(size).values() if value is not None}
         if len(sides) != 1:
-            raise ValueError(f"size={dict(size)}: tiles are square, so one side in pixels was expected.")
+            raise ValueError(
+                f"size={dict(size)}: tiles are square, so one side in pixels was expected."
+            )
         size = sides.pop()
     return int(size)

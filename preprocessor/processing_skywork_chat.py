@@ -43,10 +43,19 @@ class SkyworkChatProcessor(ProcessorMixin):
         tokenizer_class = "AutoTokenizer"
         valid_kwargs = ["chat_template", "num_image_token"]
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, num_image_token=256, **kwargs):
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_image_token=256,
+        **kwargs,
+    ):
         self.num_image_token = num_image_token
         self.image_token = IMAGE_CONTEXT
-        self.image_token_id = None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+        self.image_token_id = (
+            None if tokenizer is None else tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+        )
         if chat_template is None:
             chat_template = getattr(tokenizer, "chat_template", None)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
@@ -91,8 +100,14 @@ class SkyworkChatProcessor(ProcessorMixin):
             ValueError: numbers of images and `<image>` that differ, no text, or truncation through an image.
         """
         options = dict(text_kwargs or {})
-        padding, padding_side = options.get("padding", padding), options.get("padding_side", padding_side)
-        max_length, truncation = options.get("max_length", max_length), options.get("truncation", truncation)
+        padding, padding_side = (
+            options.get("padding", padding),
+            options.get("padding_side", padding_side),
+        )
+        max_length, truncation = (
+            options.get("max_length", max_length),
+            options.get("truncation", truncation),
+        )
         add_special_tokens = options.get("add_special_tokens", add_special_tokens)
         pad_to_multiple_of = options.get("pad_to_multiple_of", pad_to_multiple_of)
         return_tensors = kwargs.pop("common_kwargs", {}).get("return_tensors", return_tensors)
@@ -103,7 +118,10 @@ class SkyworkChatProcessor(ProcessorMixin):
         data, num_patches = {}, []
         if any(groups):
             features = self.image_processor(groups, **{**kwargs, **(images_kwargs or {})})
-            data["pixel_values"], num_patches = features["pixel_values"], features["num_patches"].tolist()
+            data["pixel_values"], num_patches = (
+                features["pixel_values"],
+                features["num_patches"].tolist(),
+            )
         remaining = iter(num_patches)
         rows = []
         for prompt, group in zip(texts, groups):
@@ -183,8 +201,16 @@ class SkyworkChatProcessor(ProcessorMixin):
         """
         if is_answer and THINK_END in text:
             thinking, answer = text.split(THINK_END, 1)
-            return self.protect(thinking, False, False) + THINK_END + self.protect(answer, False, False)
-        tokens = [token for token in self._control_tokens() if not (placeholders and token == IMAGE_PLACEHOLDER)]
+            return (
+                self.protect(thinking, False, False)
+                + THINK_END
+                + self.protect(answer, False, False)
+            )
+        tokens = [
+            token
+            for token in self._control_tokens()
+            if not (placeholders and token == IMAGE_PLACEHOLDER)
+        ]
         pattern = "|".join(re.escape(token) for token in tokens)
         return re.sub(pattern, lambda match: match.group()[0] + CUT + match.group()[1:], text)
 
@@ -219,7 +245,9 @@ class SkyworkChatProcessor(ProcessorMixin):
         return_tensors = of_call.pop("return_tensors", return_tensors)
         of_call.pop("add_special_tokens", None)  # which TRL gives; the template has written them
         of_call.update({name: kwargs.pop(name) for name in CALL_KEYWORDS if name in kwargs})
-        images = [self._images_of_messages(messages, must_have=tokenize) for messages in conversations]
+        images = [
+            self._images_of_messages(messages, must_have=tokenize) for messages in conversations
+        ]
         texts = [
             self.tokenizer.apply_chat_template(
                 self._protected_messages(messages),
@@ -247,7 +275,9 @@ class SkyworkChatProcessor(ProcessorMixin):
 
     def _images_of_messages(self, messages, must_have):
         """The images of all content parts in order; a part without one is an error if `must_have`."""
-        parts = [part for message in messages for part in _parts(message) if part["type"] in IMAGE_PARTS]
+        parts = [
+            part for message in messages for part in _parts(message) if part["type"] in IMAGE_PARTS
+        ]
         images = [image for part in parts for image in self._image_of_part(part)]
         if must_have and len(images) != len(parts):
             raise ValueError(
@@ -261,10 +291,18 @@ class SkyworkChatProcessor(ProcessorMixin):
         for key in IMAGE_KEYS:
             if part.get(key) is not None:
                 value = part[key]
-                if isinstance(value, dict):  # of the OpenAI API, or an image that `datasets` did not decode
-                    known = [value[name] for name in ("url", "bytes", "path") if value.get(name) is not None]
+                if isinstance(
+                    value, dict
+                ):  # of the OpenAI API, or an image that `datasets` did not decode
+                    known = [
+                        value[name]
+                        for name in ("url", "bytes", "path")
+                        if value.get(name) is not None
+                    ]
                     if not known:
-                        raise ValueError(f"An image part has {sorted(value)}: expected a url, bytes or a path.")
+                        raise ValueError(
+                            f"An image part has {sorted(value)}: expected a url, bytes or a path."
+                        )
                     value = known[0]
                 return [value]  # the image processor opens it
         return []
@@ -275,12 +313,16 @@ class SkyworkChatProcessor(ProcessorMixin):
         Where any message has image parts, these say where the images are and every `<image>` typed is text. Texts that
         follow each other are protected as the one text that the template makes of them.
         """
-        has_image_parts = any(part["type"] in IMAGE_PARTS for message in messages for part in _parts(message))
+        has_image_parts = any(
+            part["type"] in IMAGE_PARTS for message in messages for part in _parts(message)
+        )
         protected = []
         for message in messages:
             content, is_answer = message.get("content"), message["role"] == "assistant"
             # Where a server gave the thinking apart, `</think>` in the answer is a word
-            is_answer = is_answer and not (message.get("reasoning") or message.get("reasoning_content"))
+            is_answer = is_answer and not (
+                message.get("reasoning") or message.get("reasoning_content")
+            )
             placeholders = message["role"] == "user" and not has_image_parts
             if isinstance(content, str):
                 content = self.protect(content, is_answer, placeholders)
@@ -290,7 +332,9 @@ class SkyworkChatProcessor(ProcessorMixin):
                     if part["type"] == "text" and merged and merged[-1]["type"] == "text":
                         merged[-1]["text"] += part["text"]
                     else:
-                        merged.append(dict(part) if part["type"] == "text" else {"type": part["type"]})
+                        merged.append(
+                            dict(part) if part["type"] == "text" else {"type": part["type"]}
+                        )
                 for part in merged:
                     if part["type"] == "text":
                         closes = is_answer and THINK_END in part["text"]
@@ -298,7 +342,10 @@ class SkyworkChatProcessor(ProcessorMixin):
                         is_answer = is_answer and not closes
                 content = merged
             message = dict(message, content=content)
-            for name in ("reasoning", "reasoning_content"):  # of an answer whose parts a server gave apart
+            for name in (
+                "reasoning",
+                "reasoning_content",
+            ):  # of an answer whose parts a server gave apart
                 if isinstance(message.get(name), str):
                     message[name] = self.protect(message[name], False, False)
             protected.append(message)

@@ -40,16 +40,23 @@ def select_grid(width, height, min_tiles=1, max_tiles=12, tile_size=448):
         ValueError: a side that is not positive, or bounds that admit no grid.
     """
     if width < 1 or height < 1:
-        raise ValueError(f"An image of {width} × {height} pixels cannot be tiled: both sides must be at least 1.")
+        raise ValueError(
+            f"An image of {width} × {height} pixels cannot be tiled: both sides must be at least 1."
+        )
     if not 1 <= min_tiles <= max_tiles:
-        raise ValueError(f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected 1 <= min_tiles <= max_tiles.")
+        raise ValueError(
+            f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected 1 <= min_tiles <= max_tiles."
+        )
     aspect_ratio = width / height
     best_difference, best_grid = float("inf"), (1, 1)
     for columns, rows in candidate_grids(min_tiles, max_tiles):
         difference = abs(aspect_ratio - columns / rows)
         if difference < best_difference:
             best_difference, best_grid = difference, (columns, rows)
-        elif difference == best_difference and width * height > 0.5 * tile_size * tile_size * columns * rows:
+        elif (
+            difference == best_difference
+            and width * height > 0.5 * tile_size * tile_size * columns * rows
+        ):
             best_grid = (columns, rows)
     return best_grid
 

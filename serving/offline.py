@@ -25,9 +25,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from preprocessor.image_loading import open_image
-from training.nano.package import load_package
+from remote_code import conversation, generation, transformers_compat
 
-package = load_package()
 # Of one call of vLLM, which schedules within it: what is done before it is on disk, and its images are in memory
 QUESTIONS_PER_CALL, IMAGES_PER_CALL = 256, 256
 
@@ -56,14 +55,22 @@ def read_questions(path):
         if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
             raise LineError(f'{where}: expected an object with a "question".')
         if set(entry) - known:
-            raise LineError(f"{where}: unknown {sorted(set(entry) - known)}; expected some of {sorted(known)}.")
+            raise LineError(
+                f"{where}: unknown {sorted(set(entry) - known)}; expected some of {sorted(known)}."
+            )
         entry = {"id": str(number), "images": [], "system": None, "history": [], **entry}
-        entry["images"] = [entry["images"]] if isinstance(entry["images"], str) else entry["images"] or []
-        if not isinstance(entry["images"], list) or not all(isinstance(image, str) for image in entry["images"]):
-            raise LineError(f'{where}: "images" is {json.dumps(entry["images"])}; expected a list of paths.')
+        entry["images"] = (
+            [entry["images"]] if isinstance(entry["images"], str) else entry["images"] or []
+        )
+        if not isinstance(entry["images"], list) or not all(
+            isinstance(image, str) for image in entry["images"]
+        ):
+            raise LineError(
+                f'{where}: "images" is {json.dumps(entry["images"])}; expected a list of paths.'
+            )
         entry["history"] = entry["history"] or []
         try:
-            package.conversation.checked_turns(entry["history"])
+            conversation.checked_turns(entry["history"])
         except ValueError as error:
             raise LineError(f"{where}: {error}") from error
         if not isinstance(entry["system"], (str, type(None))):
@@ -93,7 +100,9 @@ def read_answers(path, questions):
     if not path.exists():
         return {}
     asked, kept = {question["id"]: question["question"] for question in questions}, {}
-    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines() would cut at U+2028, which JSON may have
+    lines = path.read_text(encoding="utf-8").split(
+        "\n"
+    )  # splitlines() would cut at U+2028, which JSON may have
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -102,9 +111,13 @@ def read_answers(path, questions):
         except json.JSONDecodeError as error:
             if number == len(lines):  # it was being written when the run was killed
                 continue
-            raise LineError(f"{path}, line {number}: not JSON ({error}); is this a file of answers?") from error
+            raise LineError(
+                f"{path}, line {number}: not JSON ({error}); is this a file of answers?"
+            ) from error
         if not isinstance(entry, dict) or not {"id", "question"} <= set(entry):
-            raise LineError(f"{path}, line {number}: no answer of an earlier run. Write to another file.")
+            raise LineError(
+                f"{path}, line {number}: no answer of an earlier run. Write to another file."
+            )
         if asked.get(entry["id"], entry["question"]) != entry["question"]:
             raise LineError(
                 f"{path}, line {number}: answers {entry['question']!r}, but the question with the id {entry['id']!r} "
@@ -130,7 +143,7 @@ def is_done(entry, max_new_tokens, context):
 
 def record(question, text, tokens, finish_reason):
     """A line of the output, but for the limits of the run."""
-    thinking, answer = package.conversation.split_thinking(text)
+    thinking, answer = conversation.split_thinking(text)
     return {
         "id": question["id"],
         "question": question["question"],
@@ -155,15 +168,18 @@ class TransformersEngine:
             model, torch_dtype=getattr(torch, dtype), device_map=device_map, trust_remote_code=True
         ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-        names = package.conversation
-        template = names.get_conv_template(self.model.config.template)
-        self.stops = {names.token_id(self.tokenizer, token) for token in template.stop_strings}
+        template = conversation.get_conv_template(self.model.config.template)
+        self.stops = {
+            conversation.token_id(self.tokenizer, token) for token in template.stop_strings
+        }
         self.batch_size = batch_size
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
 
     def answers(self, questions):
         """Records, as they come, in an order of their own."""
-        ordered = sorted(questions, key=lambda q: (len(q["images"]), len(q["question"]) + len(str(q["history"]))))
+        ordered = sorted(
+            questions, key=lambda q: (len(q["images"]), len(q["question"]) + len(str(q["history"])))
+        )
         # A batch shares its system message
         groups = {}
         for question in ordered:
@@ -173,7 +189,7 @@ class TransformersEngine:
                 yield from self._batch(group[start : start + self.batch_size], system)
 
     def _batch(self, batch, system):
-        written = package.generation.Written()
+        written = generation.GenerationMonitor()
         try:
             texts = self.model.batch_chat(
                 self.tokenizer,
@@ -196,8 +212,10 @@ class TransformersEngine:
                 yield from self._batch([question], system)
             return
         for question, text, ids in zip(batch, texts, written.ids.tolist()):
-            ids = ids[package.compat.GENERATED_FROM :]
-            length = next((number for number, token in enumerate(ids, 1) if token in self.stops), None)
+            ids = ids[transformers_compat.NUM_PREFIX_IDS :]
+            length = next(
+                (number for number, token in enumerate(ids, 1) if token in self.stops), None
+            )
             reason = "length" if length is None else "stop"
             yield record(question, text, length or len(ids), reason)
 
@@ -208,13 +226,16 @@ def prompt_of(tokenizer, template, question):
     vLLM puts the first image where it first finds the ids of `<image>`. Where a system message or an earlier answer has
     the word and its ids in front of an image's place, the word is tokenized in two parts, which reads the same.
     """
-    names = package.conversation
-    asked = names.place_images(question["question"], question["history"], len(question["images"]))
-    conversation = names.open_conversation(template, asked, question["history"], question["system"] or "")
-    placeholder = tokenizer(names.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
-    one_token = names.IMAGE_START + names.IMAGE_CONTEXT + names.IMAGE_END
+    asked = conversation.add_image_placeholders(
+        question["question"], question["history"], len(question["images"])
+    )
+    opened = conversation.open_conversation(
+        template, asked, question["history"], question["system"] or ""
+    )
+    placeholder = tokenizer(conversation.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
+    one_token = conversation.IMAGE_START + conversation.IMAGE_CONTEXT + conversation.IMAGE_END
     parts = [[]]
-    for text, is_control in conversation.segments([1] * len(question["images"])):
+    for text, is_control in opened.segments([1] * len(question["images"])):
         if is_control and text == one_token:
             parts.append([])
         else:
@@ -226,7 +247,7 @@ def prompt_of(tokenizer, template, question):
             if number:
                 places.append(len(ids))
                 ids += placeholder
-            ids += encode(part, "" if number else conversation.begin)
+            ids += encode(part, "" if number else opened.begin)
         return ids, places
 
     def in_two(segments, begin):
@@ -236,10 +257,12 @@ def prompt_of(tokenizer, template, question):
             halves[-1].append((first, is_control))
             halves += [[(other, is_control)] for other in others]
         first, *others = halves
-        ids = names.encode_segments(tokenizer, first, begin)
-        return ids + [token for half in others for token in names.encode_segments(tokenizer, half)]
+        ids = conversation.encode_segments(tokenizer, first, begin)
+        return ids + [
+            token for half in others for token in conversation.encode_segments(tokenizer, half)
+        ]
 
-    ids, places = join(lambda part, begin: names.encode_segments(tokenizer, part, begin))
+    ids, places = join(lambda part, begin: conversation.encode_segments(tokenizer, part, begin))
     if _found(placeholder, ids)[: len(places)] != places:
         ids, places = join(in_two)
     return ids
@@ -270,7 +293,7 @@ class VllmEngine:
             VLLMClientError = ValueError
         self.refusals = (ValueError, VLLMClientError)
         self.opening = (processor.apply_exif_orientation, processor.alpha)
-        self.template = package.conversation.get_conv_template(config.template)
+        self.template = conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
         self.llm = vllm.LLM(
             model=model,
@@ -317,7 +340,9 @@ class VllmEngine:
     def _prompt(self, question):
         prompt = {"prompt_token_ids": prompt_of(self.tokenizer, self.template, question)}
         if question["images"]:
-            prompt["multi_modal_data"] = {"image": [open_image(path, *self.opening) for path in question["images"]]}
+            prompt["multi_modal_data"] = {
+                "image": [open_image(path, *self.opening) for path in question["images"]]
+            }
         return prompt
 
 
@@ -328,10 +353,14 @@ def main():
     parser.add_argument("--model", default=str(Path(__file__).resolve().parents[1] / "nano"))
     parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
-    parser.add_argument("--max-new-tokens", type=int, help="default: 8192, at most half of the model's context")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="default: 8192, at most half of the model's context"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="on transformers")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs, on vLLM")
-    parser.add_argument("--vllm-options", type=json.loads, default={}, help="more arguments of vLLM's LLM, as JSON")
+    parser.add_argument(
+        "--vllm-options", type=json.loads, default={}, help="more arguments of vLLM's LLM, as JSON"
+    )
     arguments = parser.parse_args()
     questions = read_questions(arguments.questions)
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
@@ -347,7 +376,9 @@ def main():
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
         return 0
-    arguments.answers.open("a", encoding="utf-8").close()  # an answer that cannot be written is not worth computing
+    arguments.answers.open(
+        "a", encoding="utf-8"
+    ).close()  # an answer that cannot be written is not worth computing
     if use_vllm:
         most = max(1, max(len(question["images"]) for question in questions))
         engine = VllmEngine(
@@ -360,7 +391,9 @@ def main():
     try:
         with (
             arguments.answers.open("a", encoding="utf-8") as output,
-            tqdm(total=len(questions), initial=len(questions) - len(remaining), unit="question") as progress,
+            tqdm(
+                total=len(questions), initial=len(questions) - len(remaining), unit="question"
+            ) as progress,
         ):
             for entry in engine.answers(remaining):
                 if "error" not in entry:
@@ -372,7 +405,9 @@ def main():
     finally:
         read_answers(arguments.answers, questions)  # one line for each question
     if failed:
-        print(f"{failed} of {len(remaining)} questions failed; their lines say why.", file=sys.stderr)
+        print(
+            f"{failed} of {len(remaining)} questions failed; their lines say why.", file=sys.stderr
+        )
     return 1 if failed else 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from training.nano.package import load_package
+from remote_code import checkpoint_files, configuration_skywork_chat, modeling_skywork_chat
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).resolve().parent / "data"
@@ -16,7 +16,7 @@ GOLDEN = DATA / "golden"
 GOLDEN_IMAGE_TOKEN = 7
 NANO = ROOT / "nano"
 
-CODE = load_package().modeling.CODE_FILES
+CODE = checkpoint_files.CODE_FILES
 TEXT_FILES = (
     "chat_template.jinja",
     "preprocessor_config.json",
@@ -31,7 +31,10 @@ def copy_code(folder):
     for name in CODE:
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(
-        ROOT / "preprocessor", folder / "preprocessor", ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+        ROOT / "preprocessor",
+        folder / "preprocessor",
+        ignore=shutil.ignore_patterns("__pycache__"),
+        dirs_exist_ok=True,
     )
     return folder
 
@@ -54,7 +57,11 @@ def tiny_config(**changes):
     """The root's config with the 38B shapes made tiny: real tokenizer, 448-pixel tiles of 32 × 32 patches."""
     config = json.loads((ROOT / "config.json").read_text())
     config["vision_config"].update(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.02
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.02,
     )
     config["llm_config"].update(
         hidden_size=32,
@@ -80,13 +87,17 @@ def tiny_repository(folder, seed=0):
     for name in TEXT_FILES:
         shutil.copy(ROOT / name, folder)
     (folder / "config.json").write_text(json.dumps(tiny_config()))
-    package = load_package()
     with torch.device("meta"):
-        model = package.SkyworkChatModel(package.SkyworkChatConfig(**tiny_config()))
+        model = modeling_skywork_chat.SkyworkChatModel(
+            configuration_skywork_chat.SkyworkChatConfig(**tiny_config())
+        )
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, tensor in sorted(model.state_dict().items()):
-        is_norm = (tensor.dim() == 1 and name.endswith("weight")) or name.split(".")[-1] in ("ls1", "ls2")
+        is_norm = (tensor.dim() == 1 and name.endswith("weight")) or name.split(".")[-1] in (
+            "ls1",
+            "ls2",
+        )
         value = torch.randn(tensor.shape, generator=generator) * 0.2
         weights[name] = 1 + 0.1 * value if is_norm else value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -95,7 +106,7 @@ def tiny_repository(folder, seed=0):
 
 def model_card_code():
     """The Python block of the model card, as it stands."""
-    text = (DATA / "model_card.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "published_model_card.md").read_text(encoding="utf-8")
     return re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
 
 
@@ -111,7 +122,10 @@ def runnable_model_card(path, max_new_tokens=12):
     code = model_card_code()
     for old, new in (
         ("path = 'Skywork/Skywork-R1V-38B'", f"path = {str(path)!r}"),
-        ("device_map = split_model(path)", "device_map = {name: 'cpu' for name in split_model(path)}"),
+        (
+            "device_map = split_model(path)",
+            "device_map = {name: 'cpu' for name in split_model(path)}",
+        ),
         (".cuda()", ""),
         ("max_new_tokens=64000", f"max_new_tokens={max_new_tokens}"),
     ):

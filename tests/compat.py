@@ -31,7 +31,10 @@ def installed_version():
 def all_versions():
     """The last patch of every released minor from 4.37 on, as the package index lists them."""
     listing = subprocess.run(
-        [sys.executable, "-m", "pip", "index", "versions", "transformers"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "pip", "index", "versions", "transformers"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     latest = {}
     for found in re.findall(r"\b\d+\.\d+\.\d+\b", listing.split("Available versions:")[1]):
@@ -48,7 +51,16 @@ def install(version):
     folder = FOLDER / version
     if not (folder / "transformers" / "__init__.py").exists():
         uv = Path(sys.executable).with_name("uv")
-        command = [str(uv), "pip", "install", "-q", "--python", sys.executable, "--target", str(folder)]
+        command = [
+            str(uv),
+            "pip",
+            "install",
+            "-q",
+            "--python",
+            sys.executable,
+            "--target",
+            str(folder),
+        ]
         subprocess.run([*command, f"transformers=={version}"], check=True)
     return folder
 
@@ -74,20 +86,28 @@ def check(version):
 
 def same_answers(result, reference):
     """Whether ids and answers, and where it loads the processor's output, are those of the reference."""
-    return (result["ids"], result["answers"]) == (reference["ids"], reference["answers"]) and result["processor"] in (
+    return (result["ids"], result["answers"]) == (
+        reference["ids"],
+        reference["answers"],
+    ) and result["processor"] in (
         None,
         reference["processor"],
     )
 
 
 def table(results, reference):
-    rows = ["| transformers | golden files, model card's snippet, chat | AutoProcessor (local path) |", "|---|---|---|"]
+    rows = [
+        "| transformers | golden files, model card's snippet, chat | AutoProcessor (local path) |",
+        "|---|---|---|",
+    ]
     for version, result in results.items():
         if result is None:
             rows.append(f"| {version} | fails | – |")
             continue
         verdict = "yes, same answers" if same_answers(result, reference) else "runs, other answers"
-        rows.append(f"| {version} | {verdict} | {'yes' if result['processor'] else 'cannot load it'} |")
+        rows.append(
+            f"| {version} | {verdict} | {'yes' if result['processor'] else 'cannot load it'} |"
+        )
     return "\n".join(rows)
 
 
@@ -101,16 +121,22 @@ def write_readme(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*")
-    parser.add_argument("--all", action="store_true", help="the last patch of every minor from 4.37 on")
+    parser.add_argument(
+        "--all", action="store_true", help="the last patch of every minor from 4.37 on"
+    )
     parser.add_argument("--write-readme", action="store_true")
     arguments = parser.parse_args()
-    versions = arguments.versions or (all_versions() if arguments.all else [*DEFAULT_VERSIONS, installed_version()])
+    versions = arguments.versions or (
+        all_versions() if arguments.all else [*DEFAULT_VERSIONS, installed_version()]
+    )
     reference, error = check(installed_version())
     if reference is None:
         sys.exit(error)
     results, failed = {}, 0
     for version in versions:
-        results[version], error = (reference, "") if version == installed_version() else check(version)
+        results[version], error = (
+            (reference, "") if version == installed_version() else check(version)
+        )
         good = results[version] is not None and same_answers(results[version], reference)
         failed += not good
         print(f"{version}: {'same answers' if good else 'FAILED'}", flush=True)

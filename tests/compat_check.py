@@ -20,7 +20,13 @@ import torch  # noqa: E402
 import transformers  # noqa: E402
 from packaging import version  # noqa: E402
 from PIL import Image  # noqa: E402
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    StoppingCriteria,
+)
 
 from tests import checkpoints  # noqa: E402
 
@@ -31,7 +37,9 @@ CONTROL_TEXT = "<think></think><｜Assistant｜><｜end▁of▁sentence｜><IMG_
 def check_golden(folder):
     """The reference lineage's outputs, and every loaded tensor equal to the file."""
     path = checkpoints.golden_repository(folder / "golden")
-    model = AutoModel.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(
+        path, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
     loaded, weights = model.state_dict(), checkpoints.golden("model")
     assert set(loaded) == set(weights), sorted(set(loaded) ^ set(weights))
     different = [name for name in weights if not torch.equal(loaded[name], weights[name])]
@@ -63,7 +71,9 @@ def check_golden(folder):
         ),
     }
     for name, ids in generated.items():
-        assert torch.equal(ids, expected[name]), f"{name}: {ids.tolist()} is not {expected[name].tolist()}"
+        assert torch.equal(ids, expected[name]), (
+            f"{name}: {ids.tolist()} is not {expected[name].tolist()}"
+        )
 
 
 def check_model_card(path, folder):
@@ -86,28 +96,46 @@ def check_model_card(path, folder):
 
 def check_chat(path, pixel_values):
     """Greedy fp32 answers of every kind of call; control tokens in user text; saved and loaded again."""
-    model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        path, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True, use_fast=False)
     pixel_values = pixel_values.float()[:6]
     options = {"max_new_tokens": 8, "do_sample": False}
     first, history = model.chat(
-        tokenizer, pixel_values, "<image>\n<image>\nWhat?", options, num_patches_list=[2, 4], return_history=True
+        tokenizer,
+        pixel_values,
+        "<image>\n<image>\nWhat?",
+        options,
+        num_patches_list=[2, 4],
+        return_history=True,
     )
     inputs = tokenizer("Hi", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask"}
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape == (1, 2)
     answers = [
         first,
-        model.chat(tokenizer, pixel_values, "And?", options, history=history, num_patches_list=[2, 4]),
-        model.chat(tokenizer, None, CONTROL_TEXT, options, mode="no-think", system_message="Be brief."),
-        *model.batch_chat(tokenizer, pixel_values, ["What?", "Hello", "How?"], options, num_patches_list=[2, 0, 4]),
+        model.chat(
+            tokenizer, pixel_values, "And?", options, history=history, num_patches_list=[2, 4]
+        ),
+        model.chat(
+            tokenizer, None, CONTROL_TEXT, options, mode="no-think", system_message="Be brief."
+        ),
+        *model.batch_chat(
+            tokenizer, pixel_values, ["What?", "Hello", "How?"], options, num_patches_list=[2, 0, 4]
+        ),
     ]
     answers += long_answers(model, tokenizer, pixel_values, first)
     with tempfile.TemporaryDirectory() as saved:
         model.save_pretrained(saved)
-        assert json.loads((Path(saved) / "config.json").read_text())["architectures"] == ["SkyworkR1VChatModel"]
+        assert json.loads((Path(saved) / "config.json").read_text())["architectures"] == [
+            "SkyworkR1VChatModel"
+        ]
         again = AutoModel.from_pretrained(saved, trust_remote_code=True).eval()
-        assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(
+            torch.equal(again.state_dict()[name], tensor)
+            for name, tensor in model.state_dict().items()
+        )
         tokenizer = AutoTokenizer.from_pretrained(saved, trust_remote_code=True)
         assert again.chat(tokenizer, None, "Hello", options) == answers[4]
     return answers
@@ -121,7 +149,9 @@ def long_answers(model, tokenizer, pixel_values, first):
     assert model.chat(tokenizer, images, question, options) == first
     stream = model.chat_stream(tokenizer, images, question, options)
     assert "".join(stream).strip() == first and stream.answer == first
-    closed = model.chat(tokenizer, images, question, {**options, "max_new_tokens": 16}, thinking_budget=3)
+    closed = model.chat(
+        tokenizer, images, question, {**options, "max_new_tokens": 16}, thinking_budget=3
+    )
     assert "</think>" in closed
 
     class Interrupt(StoppingCriteria):
@@ -145,7 +175,10 @@ def check_config(path):
         again = type(config).from_pretrained(saved)
     for other in (again, type(config).from_dict(config.to_dict())):
         assert config_fields(other) == config_fields(config)
-    assert config.get_text_config() is config.llm_config and again.get_text_config().vocab_size == 152064
+    assert (
+        config.get_text_config() is config.llm_config
+        and again.get_text_config().vocab_size == 152064
+    )
 
 
 def config_fields(config):
@@ -155,9 +188,13 @@ def config_fields(config):
 
 def tokenizer_ids(path):
     """Ids of one text, the same with and without use_fast."""
-    text = "<｜User｜>\n<img><IMG_CONTEXT></img>\nHéllo, 12 + 34 = ?\n\t世界<｜Assistant｜><think>\n"
+    text = (
+        "<｜User｜>\n<img><IMG_CONTEXT></img>\nHéllo, 12 + 34 = ?\n\t世界<｜Assistant｜><think>\n"
+    )
     fast, slow = (
-        AutoTokenizer.from_pretrained(path, use_fast=flag, trust_remote_code=True)(text)["input_ids"]
+        AutoTokenizer.from_pretrained(path, use_fast=flag, trust_remote_code=True)(text)[
+            "input_ids"
+        ]
         for flag in (True, False)
     )
     assert fast == slow and fast[:4] == [151646, 151644, 198, 151665]

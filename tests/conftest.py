@@ -2,7 +2,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and nothing may hang on it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # of two (make test): a core and a copy of remote code for each
+if worker := os.environ.get(
+    "PYTEST_XDIST_WORKER"
+):  # of two (make test): a core and a copy of remote code for each
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_MODULES_CACHE"] = os.path.join(
         os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), f"modules_{worker}"
@@ -10,7 +12,13 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # of two (make test): a cor
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+)
 
 from tests import checkpoints
 
@@ -24,7 +32,9 @@ def golden_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def golden_model(golden_path):
-    model = AutoModel.from_pretrained(golden_path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(
+        golden_path, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
     return model
 
@@ -36,7 +46,9 @@ def tiny_path(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def nano_model():
-    return AutoModel.from_pretrained(checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    return AutoModel.from_pretrained(
+        checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,10 @@ from training import sft
 
 def main():
     torch.distributed.init_process_group("gloo")
-    PartialState._prepare_backend = lambda self, *arguments, **keywords: ("gloo", DistributedType.MULTI_XPU)
+    PartialState._prepare_backend = lambda self, *arguments, **keywords: (
+        "gloo",
+        DistributedType.MULTI_XPU,
+    )
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     sft.main()
     assert AcceleratorState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)

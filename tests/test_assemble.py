@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
+from remote_code import conversation
 from tests import checkpoints
 from training import assemble as assembly
 from training.assemble import assemble
 from training.nano import text, tokenizer
-from training.nano.package import load_package
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
@@ -23,8 +23,16 @@ GREEDY = {"max_new_tokens": 4, "do_sample": False}
 def write_language_model(folder, seed=0, **changes):
     torch.manual_seed(seed)
     tokenizer.write(folder)
-    config = {**text.CONFIG, "num_hidden_layers": 2, "max_window_layers": 2, "bos_token_id": 1002, "eos_token_id": 999}
-    Qwen2ForCausalLM(Qwen2Config(**{**config, **changes})).to(torch.bfloat16).save_pretrained(folder)
+    config = {
+        **text.CONFIG,
+        "num_hidden_layers": 2,
+        "max_window_layers": 2,
+        "bos_token_id": 1002,
+        "eos_token_id": 999,
+    }
+    Qwen2ForCausalLM(Qwen2Config(**{**config, **changes})).to(torch.bfloat16).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -38,7 +46,11 @@ def parts(tmp_path_factory):
     vision.mkdir()
     weights = load_file(checkpoints.NANO / "model.safetensors")
     save_file(
-        {name.removeprefix("vision_model."): w for name, w in weights.items() if name.startswith("vision_model.")},
+        {
+            name.removeprefix("vision_model."): w
+            for name, w in weights.items()
+            if name.startswith("vision_model.")
+        },
         vision / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -50,7 +62,9 @@ def parts(tmp_path_factory):
 
 def test_a_repository_from_parts_works(parts):
     """AutoModel, tokenizer and processor load it; the tensors are the sources', the image tokens the mean."""
-    model = AutoModel.from_pretrained(parts / "whole", trust_remote_code=True, torch_dtype=torch.bfloat16).eval()
+    model = AutoModel.from_pretrained(
+        parts / "whole", trust_remote_code=True, torch_dtype=torch.bfloat16
+    ).eval()
     tokens = AutoTokenizer.from_pretrained(parts / "whole", trust_remote_code=True)
     processor = AutoProcessor.from_pretrained(parts / "whole", trust_remote_code=True)
     assert tokens.convert_tokens_to_ids(["<img>", "</img>", "<IMG_CONTEXT>"]) == [1021, 1022, 1023]
@@ -63,13 +77,20 @@ def test_a_repository_from_parts_works(parts):
     for name, tensor in language.items():
         if name != "model.embed_tokens.weight":
             assert torch.equal(ours[f"language_model.{name}"], tensor), name
-    old, new = language["model.embed_tokens.weight"], ours["language_model.model.embed_tokens.weight"]
+    old, new = (
+        language["model.embed_tokens.weight"],
+        ours["language_model.model.embed_tokens.weight"],
+    )
     assert torch.equal(old[:1021], new[:1021])
-    torch.testing.assert_close(new[1021:].float(), old[:1021].float().mean(0).expand(3, -1), atol=1e-3, rtol=1e-2)
+    torch.testing.assert_close(
+        new[1021:].float(), old[:1021].float().mean(0).expand(3, -1), atol=1e-3, rtol=1e-2
+    )
     answer = model.chat(tokens, checkpoints.ROOT / "examples" / "image1.jpg", "What?", GREEDY)
     assert isinstance(answer, str)
     inputs = processor(
-        images=[checkpoints.ROOT / "examples" / "image1.jpg"], text="<image>\nWhat?", return_tensors="pt"
+        images=[checkpoints.ROOT / "examples" / "image1.jpg"],
+        text="<image>\nWhat?",
+        return_tensors="pt",
     )
     assert len(inputs["pixel_values"]) * 16 == int((inputs["input_ids"] == 1023).sum())
 
@@ -77,23 +98,34 @@ def test_a_repository_from_parts_works(parts):
 def test_the_config_reads_alike_on_every_version(parts):
     """No key that only transformers 5 writes: 4.37 would silently take another rotary base."""
     config = json.loads((parts / "whole" / "config.json").read_text())
-    assert config["llm_config"]["rope_theta"] == 1e6 and "rope_parameters" not in config["llm_config"]
+    assert (
+        config["llm_config"]["rope_theta"] == 1e6 and "rope_parameters" not in config["llm_config"]
+    )
     assert config["torch_dtype"] == config["llm_config"]["torch_dtype"] == "bfloat16"
-    assert config["auto_map"] == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+    assert (
+        config["auto_map"] == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+    )
 
 
 def test_swapping_the_language_model(parts, tmp_path):
     """Vision encoder and projector stay, the other child comes in, and its logits on text are its own, bit for bit."""
-    notes = assemble(tmp_path / "swapped", parts / "whole", parts / "reasoning", mlp1=parts / "whole")
+    notes = assemble(
+        tmp_path / "swapped", parts / "whole", parts / "reasoning", mlp1=parts / "whole"
+    )
     assert not any("mlp1 is new" in note for note in notes)
-    before, after = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "swapped"))
+    before, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (parts / "whole", tmp_path / "swapped")
+    )
     for name in before:
         same = torch.equal(before[name], after[name])
         if name.startswith(("vision_model.", "mlp1.")):
             assert same, name
         elif name.endswith("q_proj.weight"):
             assert not same, name
-    model = AutoModel.from_pretrained(tmp_path / "swapped", trust_remote_code=True, torch_dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(
+        tmp_path / "swapped", trust_remote_code=True, torch_dtype=torch.float32
+    ).eval()
     child = Qwen2ForCausalLM.from_pretrained(parts / "reasoning", dtype=torch.float32).eval()
     ids = torch.arange(0, 1000, 7)[None]
     with torch.no_grad():
@@ -106,7 +138,9 @@ def test_language_model_of_a_repository(parts, tmp_path):
     """A language model can be taken from a repository, whose image tokens are there already."""
     notes = assemble(tmp_path / "again", parts / "vision", parts / "whole", mlp1=parts / "whole")
     assert not any("appended" in note for note in notes)
-    first, second = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "again"))
+    first, second = (
+        load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "again")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -114,10 +148,15 @@ def test_vocabulary_that_is_full_grows(parts, tmp_path):
     write_language_model(tmp_path / "full", 3, vocab_size=1021)
     notes = assemble(tmp_path / "out", parts / "vision", tmp_path / "full")
     assert any("grown from 1021 to 1024 rows" in note for note in notes)
-    weights, old = load_file(tmp_path / "out" / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
+    weights, old = (
+        load_file(tmp_path / "out" / "model.safetensors"),
+        load_file(tmp_path / "full" / "model.safetensors"),
+    )
     for ours, theirs in (("language_model.lm_head.weight", "lm_head.weight"),):
         assert weights[ours].shape == (1024, 256) and torch.equal(weights[ours][:1021], old[theirs])
-        torch.testing.assert_close(weights[ours][1022].float(), old[theirs].float().mean(0), atol=1e-3, rtol=1e-2)
+        torch.testing.assert_close(
+            weights[ours][1022].float(), old[theirs].float().mean(0), atol=1e-3, rtol=1e-2
+        )
     model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert model.get_input_embeddings().weight.shape[0] == 1024
 
@@ -141,11 +180,15 @@ def test_new_projectors_follow_the_seed(parts, tmp_path):
 
 def test_new_projectors_give_features_of_the_size_of_embeddings(parts):
     """Text of 0.02 (root mean square); without scaling the features would be 0.6, later 9."""
-    model = AutoModel.from_pretrained(parts / "whole", trust_remote_code=True, torch_dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(
+        parts / "whole", trust_remote_code=True, torch_dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         features = model.mlp1(torch.randn(64, 1024))
         embeddings = model.get_input_embeddings().weight[:1021]
-    assert features.square().mean().sqrt() == pytest.approx(float(embeddings.square().mean().sqrt()), rel=0.15)
+    assert features.square().mean().sqrt() == pytest.approx(
+        float(embeddings.square().mean().sqrt()), rel=0.15
+    )
 
 
 def test_a_chatml_language_model(parts, tmp_path):
@@ -159,14 +202,17 @@ def test_a_chatml_language_model(parts, tmp_path):
     assemble(tmp_path / "out", parts / "vision", folder)
     tokens = AutoTokenizer.from_pretrained(tmp_path / "out", trust_remote_code=True)
     messages = [{"role": "system", "content": "Be brief."}]
-    messages += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hm.\n</think>\n\nOh"}]
+    messages += [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hm.\n</think>\n\nOh"},
+    ]
     messages += [{"role": "user", "content": "And?"}]
     prompt = tokens.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    conversation = load_package().conversation.get_conv_template("skywork-r1v3")
-    conversation.system_message = "Be brief."
+    asked = conversation.get_conv_template("skywork-r1v3")
+    asked.system_message = "Be brief."
     for role, text_of_turn in zip((0, 1, 0, 1), ("Hi", "Hm.\n</think>\n\nOh", "And?", None)):
-        conversation.append_message(conversation.roles[role], text_of_turn)
-    assert prompt == conversation.get_prompt()
+        asked.append_message(asked.roles[role], text_of_turn)
+    assert prompt == asked.get_prompt()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["template"] == "skywork-r1v3"
 
 
@@ -227,7 +273,9 @@ def test_misfits_are_one_clear_error(parts, tmp_path, name):
     shutil.copytree(parts / "reasoning", tmp_path / "child")
     spoil(tmp_path / "child")
     with pytest.raises(kind, match=message):
-        assemble(tmp_path / "out", parts / "vision", tmp_path / "child", mlp1=mlp1 and parts / "whole")
+        assemble(
+            tmp_path / "out", parts / "vision", tmp_path / "child", mlp1=mlp1 and parts / "whole"
+        )
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
@@ -257,11 +305,17 @@ def test_interruption_keeps_whole_shards(parts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(assembly, "write_shard", breaks_at_third)
     settings = {"max_shard_bytes": 2_000_000, "settings": {"max_dynamic_patch": 6}}
-    with pytest.raises(OSError, match="disk is full; free some space and run the same command again"):
+    with pytest.raises(
+        OSError, match="disk is full; free some space and run the same command again"
+    ):
         assemble(tmp_path / "out", parts / "vision", parts / "instruct", **settings)
-    assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "config.json").exists()
+    assert (
+        not (tmp_path / "out").exists() and not (tmp_path / "out.partial" / "config.json").exists()
+    )
     again = []
-    monkeypatch.setattr(assembly, "write_shard", lambda path, *a: (again.append(path.name), write_shard(path, *a)))
+    monkeypatch.setattr(
+        assembly, "write_shard", lambda path, *a: (again.append(path.name), write_shard(path, *a))
+    )
     assemble(tmp_path / "out", parts / "vision", parts / "instruct", **settings)
     assert not set(again) & set(written) and len(written) == 2 and len(again) >= 3
     assert not list((tmp_path / "out").glob("*.tmp")) and not (tmp_path / "out.partial").exists()
@@ -269,7 +323,9 @@ def test_interruption_keeps_whole_shards(parts, tmp_path, monkeypatch):
     for shard in (tmp_path / "out").glob("*.safetensors"):
         weights |= load_file(shard)
     whole = load_file(parts / "whole" / "model.safetensors")
-    assert weights.keys() == whole.keys() and all(torch.equal(weights[name], whole[name]) for name in whole)
+    assert weights.keys() == whole.keys() and all(
+        torch.equal(weights[name], whole[name]) for name in whole
+    )
     model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert model.config.max_dynamic_patch == 6
 
@@ -289,7 +345,9 @@ def test_other_sizes_of_files_start_over(parts, tmp_path, monkeypatch):
         assemble(tmp_path / "out", parts / "vision", parts / "instruct", max_shard_bytes=2_000_000)
     monkeypatch.setattr(assembly, "write_shard", write_shard)
     assemble(tmp_path / "out", parts / "vision", parts / "instruct", max_shard_bytes=2_200_000)
-    weights = {name for shard in (tmp_path / "out").glob("*.safetensors") for name in load_file(shard)}
+    weights = {
+        name for shard in (tmp_path / "out").glob("*.safetensors") for name in load_file(shard)
+    }
     assert weights == load_file(parts / "whole" / "model.safetensors").keys()
 
 
@@ -312,7 +370,9 @@ def test_a_disk_without_room_is_found_before_writing(parts, tmp_path, monkeypatc
 def test_memory_stays_at_the_largest_tensor(parts, tmp_path):
     """A language model of 0.9 GB, in two shards of which the largest tensor is 155 MB: far less than either is held."""
     folder = tmp_path / "large"
-    write_language_model(folder, 6, intermediate_size=151_000, num_hidden_layers=4, max_window_layers=4)
+    write_language_model(
+        folder, 6, intermediate_size=151_000, num_hidden_layers=4, max_window_layers=4
+    )
     program = (
         "import resource, sys; from training.assemble import assemble\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -320,7 +380,12 @@ def test_memory_stays_at_the_largest_tensor(parts, tmp_path):
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=checkpoints.ROOT, capture_output=True, text=True, check=True, timeout=240
+        [sys.executable, "-c", program],
+        cwd=checkpoints.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
     )
     grown = int(done.stdout.split()[-1])
     total = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.safetensors"))
@@ -330,16 +395,35 @@ def test_memory_stays_at_the_largest_tensor(parts, tmp_path):
 
 def test_older_checkpoints_with_pickled_weights(parts, tmp_path):
     shutil.copytree(parts / "instruct", tmp_path / "old")
-    torch.save(load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
+    torch.save(
+        load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin"
+    )
     (tmp_path / "old" / "model.safetensors").unlink()
-    assemble(tmp_path / "out", parts / "vision", tmp_path / "old", settings={"max_dynamic_patch": 6})
-    first, second = (load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "out"))
+    assemble(
+        tmp_path / "out", parts / "vision", tmp_path / "old", settings={"max_dynamic_patch": 6}
+    )
+    first, second = (
+        load_file(folder / "model.safetensors") for folder in (parts / "whole", tmp_path / "out")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_command_line(parts, tmp_path):
-    command = [sys.executable, "-m", "training.assemble", str(tmp_path / "out"), "--vision", str(parts / "vision")]
+    command = [
+        sys.executable,
+        "-m",
+        "training.assemble",
+        str(tmp_path / "out"),
+        "--vision",
+        str(parts / "vision"),
+    ]
     done = subprocess.run(
-        [*command, "--language-model", str(tmp_path)], cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120
+        [*command, "--language-model", str(tmp_path)],
+        cwd=checkpoints.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
-    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: --language-model")
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
+        "error: --language-model"
+    )

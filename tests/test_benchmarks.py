@@ -19,7 +19,12 @@ def test_growth(values, exponent):
 def test_ratio_is_taken_round_by_round():
     """A slow moment of the machine hits both in one round, and the ratio of that round is as good as any."""
     seconds = {"ours": [1, 10, 1], "theirs": [2, 20, 3]}
-    assert measure.ratio(seconds, "ours", "theirs") == {"peer": "theirs", "median": 2, "low": 2, "high": 3}
+    assert measure.ratio(seconds, "ours", "theirs") == {
+        "peer": "theirs",
+        "median": 2,
+        "low": 2,
+        "high": 3,
+    }
 
 
 def test_alternates():
@@ -38,7 +43,9 @@ def test_peak_memory_sees_what_is_freed_again():
 def test_operations_of_internvit_6b():
     """Against the plain rule of two operations for each weight and position, plus attention."""
     config = models.build_config("6b", "32b")
-    weights = 5_536_496_000 - 3200 * (1025 + 1)  # positions and the class token are added, not multiplied
+    weights = 5_536_496_000 - 3200 * (
+        1025 + 1
+    )  # positions and the class token are added, not multiplied
     projector = 91_786_240
     attention = 45 * 2 * 2 * 1025 * 1025 * 3200
     expected = 2 * (weights * 1025 + projector * 256) + attention
@@ -48,7 +55,9 @@ def test_operations_of_internvit_6b():
 def test_peer_computes_the_same(golden_model):
     """InternVL over our tensors, by reference: no copy, and equal features."""
     config = golden_model.config
-    theirs = models.build_internvl(config, golden_model.state_dict(), checkpoints.GOLDEN_IMAGE_TOKEN)
+    theirs = models.build_internvl(
+        config, golden_model.state_dict(), checkpoints.GOLDEN_IMAGE_TOKEN
+    )
     pixels = checkpoints.golden("inputs")["pixel_values"]
     assert theirs.lm_head.weight.data_ptr() == golden_model.language_model.lm_head.weight.data_ptr()
     features = theirs.model.get_image_features(pixels).pooler_output
@@ -60,7 +69,9 @@ def test_every_benchmark_runs(tmp_path):
     """At sizes of seconds; the last line is the record, which is also in the file."""
     command = [sys.executable, "-m", "benchmarks", "--preset", "smoke", "--repeats", "1"]
     command += ["--output", str(tmp_path / "r.json")]
-    output = subprocess.run(command, cwd=checkpoints.ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        command, cwd=checkpoints.ROOT, capture_output=True, text=True, check=True
+    ).stdout
     record = json.loads(output.splitlines()[-1])
     assert record == json.loads((tmp_path / "r.json").read_text())
     assert {row["benchmark"].split(" with")[0].split(",")[0] for row in record["rows"]} == {
@@ -75,7 +86,10 @@ def test_an_error_keeps_what_was_measured_before_it(monkeypatch, tmp_path):
     def fails(preset, report, repeats):
         raise MemoryError("too large")
 
-    measured = {"first": lambda preset, report, repeats: report.add("first", "case", "ours", 1.0, "s"), "second": fails}
+    measured = {
+        "first": lambda preset, report, repeats: report.add("first", "case", "ours", 1.0, "s"),
+        "second": fails,
+    }
     monkeypatch.setattr(benchmarks, "BENCHMARKS", measured)
     path = tmp_path / "record.json"
     path.write_text("earlier")

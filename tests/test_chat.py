@@ -1,6 +1,7 @@
 """chat() and batch_chat(): which prompt reaches the model, and that different ways to ask give equal answers."""
 
 import copy
+import re
 import sys
 import threading
 
@@ -10,8 +11,8 @@ from PIL import Image
 from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
 
+from remote_code import conversation
 from tests import checkpoints
-from training.nano.package import load_package
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
@@ -65,19 +66,24 @@ def test_positional_order_and_history(nano_model, nano_tokenizer, tiles, seen):
     )
     assert longer == [*history, ("<image>\nAnd?", second)] and len(history) == 1
     begin = "<｜begin▁of▁sentence｜><｜User｜>\n"
-    assert prompt_of(seen[0], nano_tokenizer) == f"{begin}{expanded(counts[0])}\nWhat?<｜Assistant｜><think>\n"
+    assert (
+        prompt_of(seen[0], nano_tokenizer)
+        == f"{begin}{expanded(counts[0])}\nWhat?<｜Assistant｜><think>\n"
+    )
     assert prompt_of(seen[1], nano_tokenizer) == (
         f"{begin}{expanded(counts[0])}\nWhat?<｜Assistant｜><think>\n{first}<｜end▁of▁sentence｜><｜User｜>\n"
         f"{expanded(counts[1])}\nAnd?<｜Assistant｜><think>\n"
     )
 
 
-def test_a_word_in_a_history_is_no_image_when_tiles_are_dealt_out(nano_model, nano_tokenizer, tiles, seen):
-    """The first question has none, though its history has the word <image>; both are the second's."""
+def test_a_word_in_a_history_takes_no_image_of_a_batch(nano_model, nano_tokenizer, tiles, seen):
+    """The first question has no image, though its history has the word <image>."""
     pixel_values, counts = tiles
-    _, history = nano_model.chat(nano_tokenizer, None, "What is <image> in HTML?", GREEDY, return_history=True)
+    _, history = nano_model.chat(
+        nano_tokenizer, None, "What is <image> in HTML?", GREEDY, return_history=True
+    )
     questions = ["And <b>?", "<image>\n<image>\nCompare."]
-    asked = {"num_patches_list": counts, "history": [history, None]}
+    asked = {"num_patches_list": [[], counts], "history": [history, None]}
     nano_model.batch_chat(nano_tokenizer, pixel_values, questions, GREEDY, **asked)
     first, second = (prompt_of(seen[-1], nano_tokenizer, row) for row in (0, 1))
     assert "<IMG_CONTEXT>" not in first and all(expanded(count) in second for count in counts)
@@ -91,19 +97,29 @@ def test_placeholders_of_two_images(nano_model, nano_tokenizer, tiles, seen, que
     pixel_values, counts = tiles
     nano_model.chat(nano_tokenizer, pixel_values, question, GREEDY, num_patches_list=counts)
     wanted = start.format(*(expanded(count) for count in counts))
-    assert prompt_of(seen[0], nano_tokenizer) == f"<｜begin▁of▁sentence｜><｜User｜>\n{wanted}<｜Assistant｜><think>\n"
+    assert (
+        prompt_of(seen[0], nano_tokenizer)
+        == f"<｜begin▁of▁sentence｜><｜User｜>\n{wanted}<｜Assistant｜><think>\n"
+    )
 
 
 def test_modes_system_message_and_text_only(nano_model, nano_tokenizer, seen, monkeypatch):
     nano_model.chat(
-        nano_tokenizer, None, "What is <image> in HTML?", GREEDY, mode="no-think", system_message="Be brief."
+        nano_tokenizer,
+        None,
+        "What is <image> in HTML?",
+        GREEDY,
+        mode="no-think",
+        system_message="Be brief.",
     )
     monkeypatch.setattr(nano_model, "system_message", "Always.")  # as VLMEvalKit does
     nano_model.chat(tokenizer=nano_tokenizer, pixel_values=None, num_patches_list=[], question="Hi", generation_config=GREEDY, verbose=False)  # fmt: skip # noqa: E501
     assert prompt_of(seen[0], nano_tokenizer) == (
         "<｜begin▁of▁sentence｜>Be brief.<｜User｜>\nWhat is <image> in HTML?<｜Assistant｜><think>\n\n</think>\n\n"
     )
-    assert prompt_of(seen[1], nano_tokenizer).startswith("<｜begin▁of▁sentence｜>Always.<｜User｜>\nHi")
+    assert prompt_of(seen[1], nano_tokenizer).startswith(
+        "<｜begin▁of▁sentence｜>Always.<｜User｜>\nHi"
+    )
     assert seen[0]["pixel_values"] is None
 
 
@@ -120,7 +136,10 @@ def test_images_become_tiles_in_the_models_dtype(nano_model, nano_tokenizer, til
     """For a model in bf16 never in float32, which takes twice the memory; the answer is that to float32's tiles."""
     pixel_values, counts = tiles
     model = copy.deepcopy(nano_model).to(torch.bfloat16)
-    answers = [model.chat(nano_tokenizer, given, "What?", GREEDY) for given in (CALCULATION, pixel_values[: counts[0]])]
+    answers = [
+        model.chat(nano_tokenizer, given, "What?", GREEDY)
+        for given in (CALCULATION, pixel_values[: counts[0]])
+    ]
     assert answers[0] == answers[1] and seen[0]["pixel_values"].dtype == torch.bfloat16
     assert torch.equal(seen[0]["pixel_values"], pixel_values[: counts[0]].to(torch.bfloat16))
 
@@ -128,30 +147,68 @@ def test_images_become_tiles_in_the_models_dtype(nano_model, nano_tokenizer, til
 def test_batch_of_any_mix_equals_single_calls(nano_model, nano_tokenizer, tiles):
     pixel_values, counts = tiles
     first, second = pixel_values.split(counts)
-    questions = ["What?", "What is 12 + 34?", "<image>\n<image>\nWhich?", "How many shapes are in the image?"]
+    questions = [
+        "What?",
+        "What is 12 + 34?",
+        "<image>\n<image>\nWhich?",
+        "How many shapes are in the image?",
+    ]
     images = [CALCULATION, None, [CALCULATION, COUNTING], COUNTING]
-    singles = [nano_model.chat(nano_tokenizer, image, q, GREEDY) for image, q in zip(images, questions)]
+    singles = [
+        nano_model.chat(nano_tokenizer, image, q, GREEDY) for image, q in zip(images, questions)
+    ]
     assert nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY) == singles
     stacked = torch.cat([first, first, second, second])
     nested = [[counts[0]], [], counts, [counts[1]]]
-    assert nano_model.batch_chat(nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested) == singles
+    assert (
+        nano_model.batch_chat(nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested)
+        == singles
+    )
     answers, histories = nano_model.batch_chat(
         nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested, return_history=True
     )
-    assert answers == singles and histories[3] == [("<image>\nHow many shapes are in the image?", singles[3])]
+    assert answers == singles and histories[3] == [
+        ("<image>\nHow many shapes are in the image?", singles[3])
+    ]
 
 
-def test_flat_numbers_of_tiles_are_dealt_out(nano_model, nano_tokenizer, tiles, seen):
+def test_a_flat_list_of_tiles_gives_each_question_one_image(
+    nano_model, nano_tokenizer, tiles, seen
+):
+    """As the published batch_chat() reads it; 0 stands for a question without an image."""
     pixel_values, counts = tiles
-    nano_model.batch_chat(nano_tokenizer, pixel_values, ["A?", "B?"], GREEDY, num_patches_list=counts)
-    by_placeholder = ["<image><image>A?", "B?"]
-    nano_model.batch_chat(nano_tokenizer, pixel_values, by_placeholder, GREEDY, num_patches_list=counts)
+    nano_model.batch_chat(
+        nano_tokenizer, pixel_values, ["A?", "B?"], GREEDY, num_patches_list=counts
+    )
     one, none = "<image>\nA?", "B?"
     nano_model.batch_chat(
-        nano_tokenizer, pixel_values[: counts[0]], [one, none], GREEDY, num_patches_list=[counts[0], 0]
+        nano_tokenizer,
+        pixel_values[: counts[0]],
+        [one, none],
+        GREEDY,
+        num_patches_list=[counts[0], 0],
     )
-    images = [[prompt_of(call, nano_tokenizer, row).count("<img>") for row in range(2)] for call in seen]
-    assert images == [[1, 1], [2, 0], [1, 0]]
+    images = [
+        [prompt_of(call, nano_tokenizer, row).count("<img>") for row in range(2)] for call in seen
+    ]
+    assert images == [[1, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("questions, lists", [
+    (["<image><image>A?", "B?"], "[[3, 7], []]"),  # one each, or both the first's
+    (["A?", "<image>\n<image>\nB?"], "[[], [3, 7]]"),
+    (["<image>\n<image>\nA?"], "[[3, 7]]"),  # the published code takes one number for each question
+    (["<image>A?", "<image>B?", "C?"], "[[3], [7], []]"),
+])  # fmt: skip
+def test_an_ambiguous_flat_list_is_an_error_that_shows_the_list_to_write(
+    nano_model, nano_tokenizer, tiles, seen, questions, lists
+):
+    pixel_values, counts = tiles
+    with pytest.raises(ValueError, match=re.escape(f"images: {lists}")):
+        nano_model.batch_chat(
+            nano_tokenizer, pixel_values, questions, GREEDY, num_patches_list=counts
+        )
+    assert not seen
 
 
 def test_a_word_in_an_earlier_turn_takes_no_image(nano_model, nano_tokenizer, tiles, seen):
@@ -160,7 +217,12 @@ def test_a_word_in_an_earlier_turn_takes_no_image(nano_model, nano_tokenizer, ti
     _, history = nano_model.chat(nano_tokenizer, None, word, GREEDY, return_history=True)
     for question in ("What is this?", "<image>\nWhat is this?"):
         nano_model.chat(
-            nano_tokenizer, pixel_values[: counts[0]], question, GREEDY, history, num_patches_list=counts[:1]
+            nano_tokenizer,
+            pixel_values[: counts[0]],
+            question,
+            GREEDY,
+            history,
+            num_patches_list=counts[:1],
         )
     for call in seen[1:]:
         prompt = prompt_of(call, nano_tokenizer)
@@ -171,7 +233,9 @@ def test_a_word_in_an_earlier_turn_takes_no_image(nano_model, nano_tokenizer, ti
 
 
 def test_turns_without_thinking_are_replayed_as_they_were(nano_model, nano_tokenizer, seen):
-    answer, history = nano_model.chat(nano_tokenizer, None, "Hi", GREEDY, return_history=True, mode="no-think")
+    answer, history = nano_model.chat(
+        nano_tokenizer, None, "Hi", GREEDY, return_history=True, mode="no-think"
+    )
     nano_model.chat(nano_tokenizer, None, "And?", GREEDY, history, mode="no-think")
     turn = "<｜User｜>\n{}<｜Assistant｜><think>\n\n</think>\n\n"
     assert prompt_of(seen[1], nano_tokenizer) == (
@@ -182,10 +246,16 @@ def test_turns_without_thinking_are_replayed_as_they_were(nano_model, nano_token
 
 def test_generation_settings(nano_model, nano_tokenizer, seen, monkeypatch):
     with pytest.raises(ValueError, match="num_return_sequences=2"):
-        nano_model.batch_chat(nano_tokenizer, None, ["A", "B"], {**GREEDY, "num_return_sequences": 2})
+        nano_model.batch_chat(
+            nano_tokenizer, None, ["A", "B"], {**GREEDY, "num_return_sequences": 2}
+        )
     assert not seen
-    nano_model.chat(nano_tokenizer, None, "Hi", {**GREEDY, "pad_token_id": None, "eos_token_id": None})
-    monkeypatch.setattr(nano_model, "generation_config", GenerationConfig(max_new_tokens=3, do_sample=False))
+    nano_model.chat(
+        nano_tokenizer, None, "Hi", {**GREEDY, "pad_token_id": None, "eos_token_id": None}
+    )
+    monkeypatch.setattr(
+        nano_model, "generation_config", GenerationConfig(max_new_tokens=3, do_sample=False)
+    )
     assert len(nano_tokenizer(nano_model.chat(nano_tokenizer, None, "Hi", None))["input_ids"]) <= 4
 
 
@@ -210,8 +280,12 @@ def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, t
     )
     pixels, attributes = pixel_values.clone(), set(vars(nano_model))
     for generation_config in (options, config):
-        nano_model.chat(nano_tokenizer, pixel_values, "<image>?", generation_config, history, True, counts)
-        nano_model.batch_chat(nano_tokenizer, pixel_values, ["A", "B"], generation_config, num_patches_list=counts)
+        nano_model.chat(
+            nano_tokenizer, pixel_values, "<image>?", generation_config, history, True, counts
+        )
+        nano_model.batch_chat(
+            nano_tokenizer, pixel_values, ["A", "B"], generation_config, num_patches_list=counts
+        )
     assert (options, history, counts, config.to_dict()) == before
     assert torch.equal(pixels, pixel_values) and set(vars(nano_model)) == attributes
     assert settings == (nano_tokenizer.padding_side, nano_tokenizer.pad_token, len(nano_tokenizer), nano_model.img_context_token_id)  # fmt: skip # noqa: E501
@@ -236,15 +310,24 @@ def test_a_cache_config_comes_back_unchanged(nano_model, nano_tokenizer, monkeyp
 def test_a_row_that_ended_early_has_no_padding_in_its_answer(nano_model, nano_tokenizer):
     """Not even of an ordinary token: 0 is "!"."""
     assert nano_tokenizer.decode([0]) == "!"
-    questions, options = ["What is 3 + 4?", "What is 98 - 19?"], {"max_new_tokens": 60, "do_sample": False}
+    questions, options = (
+        ["What is 3 + 4?", "What is 98 - 19?"],
+        {"max_new_tokens": 60, "do_sample": False},
+    )
     singles = [nano_model.chat(nano_tokenizer, None, question, options) for question in questions]
     assert len({len(nano_tokenizer(answer)["input_ids"]) for answer in singles}) == 2
-    padded = nano_model.batch_chat(nano_tokenizer, [None, None], questions, {**options, "pad_token_id": 0})
+    padded = nano_model.batch_chat(
+        nano_tokenizer, [None, None], questions, {**options, "pad_token_id": 0}
+    )
     assert padded == singles
 
 
 def test_a_stop_token_that_can_be_seen_stays(nano_model, nano_tokenizer):
-    options = {**GREEDY, "max_new_tokens": 60, "eos_token_id": nano_tokenizer.convert_tokens_to_ids("</think>")}
+    options = {
+        **GREEDY,
+        "max_new_tokens": 60,
+        "eos_token_id": nano_tokenizer.convert_tokens_to_ids("</think>"),
+    }
     assert nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", options).endswith("</think>")
 
 
@@ -260,7 +343,9 @@ def test_streaming_gives_the_answer_in_pieces(nano_model, nano_tokenizer):
     results = []
     thread = threading.Thread(
         target=lambda: results.append(
-            nano_model.chat(nano_tokenizer, CALCULATION, question, {**options, "streamer": streamer})
+            nano_model.chat(
+                nano_tokenizer, CALCULATION, question, {**options, "streamer": streamer}
+            )
         )
     )
     thread.start()
@@ -270,9 +355,11 @@ def test_streaming_gives_the_answer_in_pieces(nano_model, nano_tokenizer):
     assert results[0] == nano_model.chat(nano_tokenizer, CALCULATION, question, options)
 
 
-def test_verbose_logs_prompt_and_answer_and_prints_nothing(nano_model, nano_tokenizer, capsys, monkeypatch):
+def test_verbose_logs_prompt_and_answer_and_prints_nothing(
+    nano_model, nano_tokenizer, capsys, monkeypatch
+):
     records = []
-    module = sys.modules[type(nano_model).__module__]
+    module = sys.modules[type(nano_model).__module__.replace("modeling_skywork_chat", "chat")]
     monkeypatch.setattr(module.logger, "warning", records.append)
     answer = nano_model.chat(nano_tokenizer, None, "Hello there", GREEDY, verbose=True)
     assert len(records) == 1 and "Hello there" in records[0] and records[0].endswith(answer)
@@ -286,7 +373,12 @@ def test_verbose_logs_prompt_and_answer_and_prints_nothing(nano_model, nano_toke
     ({"mode": "fast"}, ["mode='fast'", "no-think"]),
 ])  # fmt: skip
 def test_bad_calls_say_what_was_expected(nano_model, nano_tokenizer, tiles, seen, call, words):
-    arguments = {"pixel_values": tiles[0][:2], "question": "What?", "generation_config": GREEDY, **call}
+    arguments = {
+        "pixel_values": tiles[0][:2],
+        "question": "What?",
+        "generation_config": GREEDY,
+        **call,
+    }
     with pytest.raises(ValueError) as error:
         nano_model.chat(nano_tokenizer, **arguments)
     assert all(word in str(error.value) for word in words)
@@ -317,7 +409,12 @@ def test_a_batch_of_one_text_is_an_error(nano_model, nano_tokenizer):
     ({"history": [None]}, ["2 questions", "1 histories"]),
 ])  # fmt: skip
 def test_bad_batches_show_both_numbers(nano_model, nano_tokenizer, tiles, call, words):
-    arguments = {"pixel_values": tiles[0][:3], "questions": ["A", "B"], "generation_config": GREEDY, **call}
+    arguments = {
+        "pixel_values": tiles[0][:3],
+        "questions": ["A", "B"],
+        "generation_config": GREEDY,
+        **call,
+    }
     with pytest.raises(ValueError) as error:
         nano_model.batch_chat(nano_tokenizer, **arguments)
     assert all(word in str(error.value) for word in words)
@@ -339,7 +436,10 @@ def test_nothing_depends_on_chat_having_run(nano_model, nano_tokenizer, tiles):
     mask = torch.ones_like(ids)
     before = fresh.generate(pixel_values[: counts[0]], ids, mask, max_new_tokens=5, do_sample=False)
     fresh.img_context_token_id = image_id
-    assert torch.equal(before, fresh.generate(pixel_values[: counts[0]], ids, mask, max_new_tokens=5, do_sample=False))
+    assert torch.equal(
+        before,
+        fresh.generate(pixel_values[: counts[0]], ids, mask, max_new_tokens=5, do_sample=False),
+    )
 
 
 def test_threads_get_their_own_answers(nano_model, nano_tokenizer):
@@ -364,11 +464,16 @@ def test_threads_get_their_own_answers(nano_model, nano_tokenizer):
     assert [results[slot] for slot in range(9)] == alone * 3
 
 
-def test_chatml_template_is_used_where_the_config_names_it(nano_model, nano_tokenizer, seen, monkeypatch):
-    get = load_package().conversation.get_conv_template
+def test_chatml_template_is_used_where_the_config_names_it(
+    nano_model, nano_tokenizer, seen, monkeypatch
+):
+    get = conversation.get_conv_template
     monkeypatch.setattr(nano_model, "conv_template", get("skywork-r1v3"))
     nano_model.chat(nano_tokenizer, None, "Hi", GREEDY)
-    assert prompt_of(seen[0], nano_tokenizer) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert (
+        prompt_of(seen[0], nano_tokenizer)
+        == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    )
 
 
 def test_no_question_has_no_answer(nano_model, nano_tokenizer):
@@ -378,5 +483,8 @@ def test_no_question_has_no_answer(nano_model, nano_tokenizer):
 
 @pytest.mark.parametrize("images", ["a.jpg", Image.new("RGB", (8, 8))], ids=["a path", "an image"])
 def test_one_image_is_no_list_of_entries(nano_model, nano_tokenizer, images):
-    with pytest.raises(ValueError, match="expected pixel_values, or a list with an entry for each of the 5 questions"):
+    with pytest.raises(
+        ValueError,
+        match="expected pixel_values, or a list with an entry for each of the 5 questions",
+    ):
         nano_model.batch_chat(nano_tokenizer, images, ["?"] * 5, GREEDY)

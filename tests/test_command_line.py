@@ -34,7 +34,9 @@ def test_another_checkpoint_is_asked_about_the_shipped_image(tmp_path):
     """Such as the result of a fine-tuning, whose context may be as short."""
     shutil.copytree(checkpoints.NANO, tmp_path / "mine")
     done = run("--model", tmp_path / "mine")
-    assert done.returncode == 0 and "calculation_1.png" in done.stdout and "\\boxed{0}" in done.stdout, done.stderr
+    assert (
+        done.returncode == 0 and "calculation_1.png" in done.stdout and "\\boxed{0}" in done.stdout
+    ), done.stderr
 
 
 def test_images_and_question_of_ones_own():
@@ -59,9 +61,16 @@ def broken(folder, name, data):
     (["--image", "{empty}"], "empty"),
 ])  # fmt: skip
 def test_failures_are_one_line(tmp_path, arguments, words):
-    files = {"text": broken(tmp_path, "text.png", b"words"), "empty": broken(tmp_path, "empty.png", b"")}
+    files = {
+        "text": broken(tmp_path, "text.png", b"words"),
+        "empty": broken(tmp_path, "empty.png", b""),
+    }
     done = run(*[argument.format(**files) for argument in arguments])
     assert done.returncode == 1
     # torch logs what torchao does when transformers imports it, where that is installed
-    errors = [line for line in done.stderr.splitlines() if line.strip() and not re.match(r"W\d{4} .*torch/", line)]
+    errors = [
+        line
+        for line in done.stderr.splitlines()
+        if line.strip() and not re.match(r"W\d{4} .*torch/", line)
+    ]
     assert len(errors) == 1 and errors[0].startswith("error: ") and words in errors[0], done.stderr

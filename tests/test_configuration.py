@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config
 
+from remote_code import configuration_skywork_chat, modeling_skywork_chat
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
-SkyworkChatConfig = package.SkyworkChatConfig
+SkyworkChatConfig = configuration_skywork_chat.SkyworkChatConfig
 
 
 def fields(config):
@@ -22,9 +21,15 @@ def fields(config):
 
 def test_the_38b_model_has_the_published_size(root_config):
     with torch.device("meta"):
-        model = package.SkyworkChatModel(SkyworkChatConfig(**root_config.to_dict()))
-    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    assert sizes == {"vision_model": 5_536_496_000, "language_model": 32_763_876_352, "mlp1": 91_786_240}
+        model = modeling_skywork_chat.SkyworkChatModel(SkyworkChatConfig(**root_config.to_dict()))
+    sizes = {
+        name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()
+    }
+    assert sizes == {
+        "vision_model": 5_536_496_000,
+        "language_model": 32_763_876_352,
+        "mlp1": 91_786_240,
+    }
     assert sum(sizes.values()) == 38_392_158_592
     assert len(model.state_dict()) == 1366
     assert model.num_image_token == 256
@@ -35,20 +40,31 @@ def test_no_arguments_means_38b(root_config):
     for part in ("vision_config", "llm_config"):
         ours, published = getattr(config, part).to_dict(), getattr(root_config, part).to_dict()
         # Where the values are not a shape: written out in config.json only
-        for name in ("torch_dtype", "dtype", "architectures", "_name_or_path", "transformers_version"):
+        for name in (
+            "torch_dtype",
+            "dtype",
+            "architectures",
+            "_name_or_path",
+            "transformers_version",
+        ):
             ours.pop(name, None), published.pop(name, None)
         assert ours == published
 
 
 def test_the_model_card_is_the_published_one():
     """Byte for byte: a formatter or editor that touches it would make the snippet's test worth less."""
-    digest = hashlib.sha256((checkpoints.DATA / "model_card.md").read_bytes()).hexdigest()
+    digest = hashlib.sha256(
+        (checkpoints.ROOT / "docs" / "published_model_card.md").read_bytes()
+    ).hexdigest()
     assert digest == "c77de39fd5bae8a7648529ceb5e3a40436d7e6dca54acf3631661777efdcfabd"
 
 
 def test_every_value_of_the_contract_is_written_out():
     written = json.loads((checkpoints.ROOT / "config.json").read_text())
-    assert written["architectures"] == ["SkyworkR1VChatModel"] and written["model_type"] == "skywork_chat"
+    assert (
+        written["architectures"] == ["SkyworkR1VChatModel"]
+        and written["model_type"] == "skywork_chat"
+    )
     expected = {
         "downsample_ratio": 0.5, "dynamic_image_size": True, "force_image_size": 448, "max_dynamic_patch": 12,
         "min_dynamic_patch": 1, "ps_version": "v2", "select_layer": -1, "use_thumbnail": True, "pad2square": False,
@@ -68,7 +84,11 @@ def test_every_value_of_the_contract_is_written_out():
         "sliding_window": 131072, "use_sliding_window": False, "bos_token_id": 151643, "eos_token_id": 151643,
         "hidden_act": "silu", "tie_word_embeddings": False,
     }  # fmt: skip
-    for part, values in ((written, expected), (written["vision_config"], vision), (written["llm_config"], language)):
+    for part, values in (
+        (written, expected),
+        (written["vision_config"], vision),
+        (written["llm_config"], language),
+    ):
         assert {name: part.get(name) for name in values} == values
 
 
@@ -76,12 +96,14 @@ def test_every_value_of_the_contract_is_written_out():
     pytest.param(lambda: SkyworkChatConfig(), id="no arguments: built so while loading from 4.52"),
     pytest.param(lambda: SkyworkChatConfig(**checkpoints.tiny_config()), id="dicts"),
     pytest.param(
-        lambda: SkyworkChatConfig(vision_config=package.SkyworkChatConfig().vision_config, llm_config=Qwen2Config()),
+        lambda: SkyworkChatConfig(vision_config=configuration_skywork_chat.SkyworkChatConfig().vision_config, llm_config=Qwen2Config()),
         id="config objects",
     ),
     pytest.param(lambda: SkyworkChatConfig(some_future_key=[1, {"a": None}], hidden_size=5), id="extra keys"),
 ])  # fmt: skip
-@pytest.mark.parametrize("engine", [False, True], ids=["as built", "after an engine set text_config"])
+@pytest.mark.parametrize(
+    "engine", [False, True], ids=["as built", "after an engine set text_config"]
+)
 def test_round_trips(make, engine, tmp_path):
     config = make()
     if engine:
@@ -93,7 +115,10 @@ def test_round_trips(make, engine, tmp_path):
     assert "text_config" not in saved
     # In words that version 4 knows as well: without a rope_theta it computes with 10,000
     assert saved["llm_config"]["rope_theta"] == config.llm_config.rope_parameters["rope_theta"]
-    assert "rope_parameters" not in saved["llm_config"] and not {"dtype"} & {*saved, *saved["llm_config"]}
+    assert "rope_parameters" not in saved["llm_config"] and not {"dtype"} & {
+        *saved,
+        *saved["llm_config"],
+    }
     assert fields(SkyworkChatConfig.from_pretrained(tmp_path)) == before
     assert fields(SkyworkChatConfig.from_dict(config.to_dict())) == before
     assert fields(config) == before
@@ -108,7 +133,10 @@ def test_a_dict_is_not_changed():
 
 def test_text_config_alone_is_the_language_model():
     config = SkyworkChatConfig(text_config=checkpoints.tiny_config()["llm_config"])
-    assert config.llm_config.hidden_size == 32 and config.get_text_config(decoder=True) is config.llm_config
+    assert (
+        config.llm_config.hidden_size == 32
+        and config.get_text_config(decoder=True) is config.llm_config
+    )
 
 
 @pytest.mark.parametrize("changes, names", [
@@ -153,9 +181,14 @@ def test_unknown_values_warn_once(changes, caplog):
 
 def test_other_config_objects_are_read_as_internvit():
     config = SkyworkChatConfig(
-        vision_config=CLIPVisionConfig(hidden_size=64, num_attention_heads=4, image_size=448, patch_size=14)
+        vision_config=CLIPVisionConfig(
+            hidden_size=64, num_attention_heads=4, image_size=448, patch_size=14
+        )
     )
-    assert type(config.vision_config).__name__ == "SkyworkVisionConfig" and config.vision_config.hidden_size == 64
+    assert (
+        type(config.vision_config).__name__ == "SkyworkVisionConfig"
+        and config.vision_config.hidden_size == 64
+    )
 
 
 @pytest.mark.parametrize("part", ["vision_config", "llm_config"])

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from remote_code import conversation
 from tests import checkpoints
-from training.nano.package import load_package
 
-conversation = load_package().conversation
 CONTROL = [
     "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
     "<IMG_CONTEXT>", "<img>", "</img>", "<tool_call>", "<|EOT|>",
@@ -75,27 +74,46 @@ def test_an_unknown_name_falls_back_with_one_warning(caplog):
 
 @pytest.mark.parametrize("tokenizer", ["root", "nano"])
 def test_plain_text_gives_the_ids_of_the_whole_prompt(tokenizer):
-    tokenizer = AutoTokenizer.from_pretrained(getattr(checkpoints, tokenizer.upper()), trust_remote_code=True)
-    template = make(["Was ist 3 × 4?", "12 </think>\n\n\\boxed{12}", "世界 and  two  spaces\n\n"], system="Système.")
+    tokenizer = AutoTokenizer.from_pretrained(
+        getattr(checkpoints, tokenizer.upper()), trust_remote_code=True
+    )
+    template = make(
+        ["Was ist 3 × 4?", "12 </think>\n\n\\boxed{12}", "世界 and  two  spaces\n\n"],
+        system="Système.",
+    )
     ids = conversation.encode_segments(tokenizer, template.segments(), template.begin)
-    assert ids == tokenizer(template.get_prompt())["input_ids"]  # to which the tokenizer adds its one begin token
+    assert (
+        ids == tokenizer(template.get_prompt())["input_ids"]
+    )  # to which the tokenizer adds its one begin token
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
 text_with_control = st.lists(
-    st.one_of(st.sampled_from([*CONTROL, "<", ">", "<think", "hi ", "\n", "<image>"]), st.text(max_size=6)), max_size=8
+    st.one_of(
+        st.sampled_from([*CONTROL, "<", ">", "<think", "hi ", "\n", "<image>"]), st.text(max_size=6)
+    ),
+    max_size=8,
 ).map("".join)
 
 
 @settings(max_examples=150, deadline=None)
-@given(question=text_with_control, earlier=text_with_control, answer=text_with_control, system=text_with_control)
+@given(
+    question=text_with_control,
+    earlier=text_with_control,
+    answer=text_with_control,
+    system=text_with_control,
+)
 def test_no_user_text_becomes_a_control_token(question, earlier, answer, system):
-    answer = answer.replace("</think>", "")  # the first one of an answer closes the thinking that the template opened
+    answer = answer.replace(
+        "</think>", ""
+    )  # the first one of an answer closes the thinking that the template opened
     added = set(TOKENIZER.get_added_vocab().values())
     template = make([earlier, answer, question], system=system)
     plain = make(["a", "b", "c"], system="d")
     ids = ids_of(template)
-    assert [index for index in ids if index in added] == [index for index in ids_of(plain) if index in added]
+    assert [index for index in ids if index in added] == [
+        index for index in ids_of(plain) if index in added
+    ]
     # and nothing is lost: up to Unicode normalisation, which this tokenizer does to all text
 
     decoded = TOKENIZER.decode(ids, clean_up_tokenization_spaces=False)
@@ -109,14 +127,22 @@ def test_an_answer_closes_its_thinking_once():
 
 
 @settings(max_examples=100, deadline=None)
-@given(before=st.integers(0, 4), counts=st.lists(st.integers(1, 5), max_size=4), filler=st.text("ab <im", max_size=5))
+@given(
+    before=st.integers(0, 4),
+    counts=st.lists(st.integers(1, 5), max_size=4),
+    filler=st.text("ab <im", max_size=5),
+)
 def test_placeholders_expand_up_to_the_images_given(before, counts, filler):
     question = "<image>".join([filler] * (before + 1))
-    context, image_start = (TOKENIZER.convert_tokens_to_ids(token) for token in ("<IMG_CONTEXT>", "<img>"))
+    context, image_start = (
+        TOKENIZER.convert_tokens_to_ids(token) for token in ("<IMG_CONTEXT>", "<img>")
+    )
     if before < len(counts):
         with pytest.raises(ValueError) as error:
             ids_of(make([question]), counts)
-        assert f"{len(counts)} image" in str(error.value) and f"{before} <image>" in str(error.value)
+        assert f"{len(counts)} image" in str(error.value) and f"{before} <image>" in str(
+            error.value
+        )
         return
     ids = ids_of(make([question]), counts)
     assert ids.count(context) == sum(counts) and ids.count(image_start) == len(counts)
@@ -127,7 +153,9 @@ def test_placeholders_expand_up_to_the_images_given(before, counts, filler):
 def test_images_of_earlier_turns_come_first():
     template = make(["<image>\nA", "x", "B <image>"])
     text = "".join(part for part, _ in template.segments([1, 2]))
-    assert text.index("<img><IMG_CONTEXT></img>\nA") < text.index("B <img><IMG_CONTEXT><IMG_CONTEXT></img>")
+    assert text.index("<img><IMG_CONTEXT></img>\nA") < text.index(
+        "B <img><IMG_CONTEXT><IMG_CONTEXT></img>"
+    )
 
 
 @pytest.mark.parametrize("text, opened, thinking, answer", [
@@ -151,7 +179,9 @@ def _messages(turns, system, parts):
         content = text
         if parts:
             pieces = text.split("<image>\n")
-            content = [{"type": "image"}] * (len(pieces) - 1) + [{"type": "text", "text": pieces[-1]}]
+            content = [{"type": "image"}] * (len(pieces) - 1) + [
+                {"type": "text", "text": pieces[-1]}
+            ]
         messages.append({"role": ("user", "assistant")[index % 2], "content": content})
     return messages
 
@@ -173,11 +203,17 @@ def test_the_jinja_template_gives_the_ids_of_chat(turns, system, parts):
 
 def test_the_jinja_template_can_skip_thinking_and_rejects_unknown_roles():
     rendered = TOKENIZER.apply_chat_template(
-        _messages(["Hi"], "", False), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        _messages(["Hi"], "", False),
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
     )
     template = make(["Hi"])
     assert rendered == template.begin + template.get_prompt() + template.skipped_thinking
-    for bad in ([{"role": "tool", "content": "x"}], [{"role": "user", "content": [{"type": "video"}]}]):
+    for bad in (
+        [{"role": "tool", "content": "x"}],
+        [{"role": "user", "content": [{"type": "video"}]}],
+    ):
         with pytest.raises(Exception, match="expected"):
             TOKENIZER.apply_chat_template(bad, tokenize=False)
 
@@ -187,7 +223,12 @@ def test_the_template_file_and_the_tokenizers_are_one():
 
     text = (checkpoints.ROOT / "chat_template.jinja").read_text(encoding="utf-8")
     for folder in (checkpoints.ROOT, checkpoints.NANO):
-        assert json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["chat_template"] == text
+        assert (
+            json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))[
+                "chat_template"
+            ]
+            == text
+        )
 
 
 @pytest.mark.parametrize("token, index", [
@@ -202,15 +243,24 @@ def test_ids_of_the_root_tokenizer(root_tokenizer, token, index):
 
 def test_nano_has_the_same_added_tokens_in_the_same_order(root_tokenizer, nano_tokenizer):
     def names(tokenizer):
-        return [token for token, _ in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])]
+        return [
+            token
+            for token, _ in sorted(tokenizer.get_added_vocab().items(), key=lambda item: item[1])
+        ]
 
     assert names(root_tokenizer) == names(nano_tokenizer)
 
 
 def test_a_question_survives_copies_and_pickles():
     question = conversation.Question("<image>\nWhat?", 1)
-    for copied in (copy.copy(question), copy.deepcopy(question), pickle.loads(pickle.dumps(question))):
-        assert copied == question and copied.num_images == 1 and type(copied) is conversation.Question
+    for copied in (
+        copy.copy(question),
+        copy.deepcopy(question),
+        pickle.loads(pickle.dumps(question)),
+    ):
+        assert (
+            copied == question and copied.num_images == 1 and type(copied) is conversation.Question
+        )
     template = make([question])
     assert template.copy().messages[0][1].num_images == 1
 
@@ -218,18 +268,21 @@ def test_a_question_survives_copies_and_pickles():
 def test_images_that_a_history_is_about_must_come_again():
     history = [(conversation.Question("<image>\nWhat?", 1), "A shape.")]
     with pytest.raises(ValueError, match="about 1 image, but 0 came"):
-        conversation.place_images("And why?", history, 0)
-    assert conversation.place_images("And why?", history, 1).num_images == 0
-    assert conversation.place_images("And why?", [("<image>\nWhat?", "x")], 0).num_images == 0, (
-        "plain text may be words"
-    )
+        conversation.add_image_placeholders("And why?", history, 0)
+    assert conversation.add_image_placeholders("And why?", history, 1).num_images == 0
+    assert (
+        conversation.add_image_placeholders("And why?", [("<image>\nWhat?", "x")], 0).num_images
+        == 0
+    ), "plain text may be words"
 
 
 def test_an_image_without_those_before_it_is_warned_of(caplog):
     logger = logging.getLogger(conversation.logger.name)
     logger.addHandler(caplog.handler)
     try:
-        conversation.place_images("<image>\nAnd this?", [(conversation.Question("<image>\nWhat?", 1), "x")], 1)
+        conversation.add_image_placeholders(
+            "<image>\nAnd this?", [(conversation.Question("<image>\nWhat?", 1), "x")], 1
+        )
     finally:
         logger.removeHandler(caplog.handler)
     assert "the history accounts for all 1 images" in caplog.text

@@ -23,9 +23,6 @@ from training.data import (
     StreamedConversations,
     parse_row,
 )
-from training.nano.package import load_package
-
-conversation_module = load_package().conversation
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +40,14 @@ def encoder(parts, max_length=2000, **settings):
 @pytest.fixture
 def images(tmp_path):
     rng = np.random.default_rng(0)
-    for name, size in (("square.png", (112, 112)), ("wide.png", (300, 100)), ("large.png", (336, 224))):
-        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(tmp_path / name)
+    for name, size in (
+        ("square.png", (112, 112)),
+        ("wide.png", (300, 100)),
+        ("large.png", (336, 224)),
+    ):
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+            tmp_path / name
+        )
     return tmp_path
 
 
@@ -53,7 +56,9 @@ def turn(question, answer):
 
 
 def write(path, rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return path
 
 
@@ -88,15 +93,15 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_known_forms(name):
     row, images, turns = FORMS[name]
-    conversation = parse_row(row)
-    assert conversation.images == images and len(conversation.turns) == turns
-    assert sum(question.count("<image>") for question, _ in conversation.turns) == len(images)
-    assert conversation.system == ("Be brief." if "system" in name else "")
+    sample = parse_row(row)
+    assert sample.images == images and len(sample.turns) == turns
+    assert sum(question.count("<image>") for question, _ in sample.turns) == len(images)
+    assert sample.system == ("Be brief." if "system" in name else "")
 
 
 def test_images_without_placeholder_come_first():
-    conversation = parse_row({"image": ["a", "b"], "conversations": turn("Compare.", "Done.")})
-    assert conversation.turns[0][0] == "<image>\n<image>\nCompare."
+    sample = parse_row({"image": ["a", "b"], "conversations": turn("Compare.", "Done.")})
+    assert sample.turns[0][0] == "<image>\n<image>\nCompare."
 
 
 BROKEN = {
@@ -108,7 +113,10 @@ BROKEN = {
         json.dumps(
             {
                 "messages": [
-                    {"role": "user", "content": [{"type": "image", "base64": None, "path": "a.jpg"}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "image", "base64": None, "path": "a.jpg"}],
+                    },
                     {"role": "assistant", "content": "y"},
                 ]
             }
@@ -116,15 +124,27 @@ BROKEN = {
         r'has its image in itself .*path.*; list images under "images"',
     ),
     "no messages": ('{"image": "a.jpg"}', 'expected a list "conversations"'),
-    "an unknown role": (json.dumps({"conversations": [{"from": "robot", "value": "x"}]}), "role 'robot' is unknown"),
-    "no answer": (json.dumps({"conversations": [{"from": "human", "value": "x"}]}), "questions and answers in turns"),
+    "an unknown role": (
+        json.dumps({"conversations": [{"from": "robot", "value": "x"}]}),
+        "role 'robot' is unknown",
+    ),
+    "no answer": (
+        json.dumps({"conversations": [{"from": "human", "value": "x"}]}),
+        "questions and answers in turns",
+    ),
     "an empty answer": (json.dumps({"conversations": turn("x", " ")}), "an answer is empty"),
     "more <image> than images": (
         json.dumps({"conversations": turn("<image>x", "y")}),
         "1 <image> in the questions but 0",
     ),
-    "content that is no text": (json.dumps({"conversations": turn(None, "y")}), "content of a message is NoneType"),
-    "no such image": (json.dumps({"image": "gone.jpg", "conversations": turn("x", "y")}), "no image file .*gone.jpg"),
+    "content that is no text": (
+        json.dumps({"conversations": turn(None, "y")}),
+        "content of a message is NoneType",
+    ),
+    "no such image": (
+        json.dumps({"image": "gone.jpg", "conversations": turn("x", "y")}),
+        "no image file .*gone.jpg",
+    ),
 }
 
 
@@ -133,7 +153,9 @@ def test_broken_lines_are_named(parts, images, name):
     """By file and line, before anything expensive; up to the stated share they are skipped with a warning."""
     line, message = BROKEN[name]
     path = write(images / "data.jsonl", [{"conversations": turn("Hi", "Hello.")}, line])
-    with pytest.raises(SampleError, match=rf"1 of 2 lines are broken(.|\n)*data.jsonl, line 2: .*{message}"):
+    with pytest.raises(
+        SampleError, match=rf"1 of 2 lines are broken(.|\n)*data.jsonl, line 2: .*{message}"
+    ):
         ConversationFile([path], encoder(parts))
     with pytest.warns(UserWarning, match="line 2"):
         read = ConversationFile([path], encoder(parts), max_broken_share=0.5)
@@ -142,7 +164,9 @@ def test_broken_lines_are_named(parts, images, name):
 
 def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     (images / "cut.png").write_bytes((images / "large.png").read_bytes()[:300])
-    rows = [{"image": name, "conversations": turn("What?", name)} for name in ("cut.png", "square.png")]
+    rows = [
+        {"image": name, "conversations": turn("What?", name)} for name in ("cut.png", "square.png")
+    ]
     path = write(images / "data.jsonl", rows)
     with pytest.raises(SampleError, match=r"line 1: image: .*cut.png.*max_broken_share"):
         ConversationFile([path], encoder(parts))[0]
@@ -150,15 +174,21 @@ def test_images_that_do_not_decode_are_replaced_and_counted(parts, images):
     with pytest.warns(UserWarning, match="line 1: image"):
         sample = read[0]
     assert torch.equal(sample["input_ids"], read[1]["input_ids"])
-    assert torch.equal(sample["input_ids"], read[0]["input_ids"]), "no warning and no reading the second time"
+    assert torch.equal(sample["input_ids"], read[0]["input_ids"]), (
+        "no warning and no reading the second time"
+    )
     assert read.counts.as_dict() == {"read": 1, "broken": 1, "too_long": 0, "fewer_tiles": 0}
 
 
 def test_one_broken_image_costs_no_grouping_by_length(parts, images):
     """Lengths come from the headers of images, before any sample is read."""
     (images / "no.png").write_bytes(b"no image")
-    rows = [{"image": name, "conversations": turn("What?", "x")} for name in ("no.png", "square.png")]
-    read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts), max_broken_share=0.5)
+    rows = [
+        {"image": name, "conversations": turn("What?", "x")} for name in ("no.png", "square.png")
+    ]
+    read = ConversationFile(
+        [write(images / "data.jsonl", rows)], encoder(parts), max_broken_share=0.5
+    )
     assert 0 < read.length(0) < read.length(1)
 
 
@@ -189,12 +219,18 @@ def test_images_in_every_form_are_the_same_sample(parts, images, image):
 def test_pixels_are_those_of_inference(parts, images, settings):
     """A transparent picture and a turned photograph, with the switches of the checkpoint's image processor."""
     rng = np.random.default_rng(1)
-    Image.fromarray(rng.integers(0, 256, (80, 120, 4), dtype=np.uint8), "RGBA").save(images / "glass.png")
+    Image.fromarray(rng.integers(0, 256, (80, 120, 4), dtype=np.uint8), "RGBA").save(
+        images / "glass.png"
+    )
     turned = Image.Exif()
     turned[274] = 6
-    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(images / "turned.jpg", exif=turned)
+    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(
+        images / "turned.jpg", exif=turned
+    )
     config, processor = parts
-    image_processor = type(processor.image_processor)(**{**processor.image_processor.to_dict(), **settings})
+    image_processor = type(processor.image_processor)(
+        **{**processor.image_processor.to_dict(), **settings}
+    )
     own = Encoder(config, processor.tokenizer, image_processor, 2000)
     paths = [str(images / name) for name in ("glass.png", "turned.jpg")]
     row = {"image": paths, "conversations": turn("<image><image>What?", "x")}
@@ -204,21 +240,31 @@ def test_pixels_are_those_of_inference(parts, images, settings):
 def test_fewer_tiles_than_the_image_processor_gives_at_least(parts, images):
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "min_dynamic_patch": 2}
-    own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000, max_tiles=1)
+    own = Encoder(
+        config, processor.tokenizer, type(processor.image_processor)(**settings), 2000, max_tiles=1
+    )
     row = {"image": str(images / "wide.png"), "conversations": turn("What?", "x")}
     assert len(own(parse_row(row))["pixel_values"]) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_broken_images_in_a_table_are_counted(parts, images, streaming):
-    pictures = [{"bytes": (images / "square.png").read_bytes(), "path": None}, {"bytes": b"no image", "path": None}]
+    pictures = [
+        {"bytes": (images / "square.png").read_bytes(), "path": None},
+        {"bytes": b"no image", "path": None},
+    ]
     message = {"from": datasets.Value("string"), "value": datasets.Value("string")}
     features = {"images": datasets.List(datasets.Image()), "conversations": datasets.List(message)}
-    columns = {"images": [[picture] for picture in pictures], "conversations": [turn("What?", "x")] * 2}
+    columns = {
+        "images": [[picture] for picture in pictures],
+        "conversations": [turn("What?", "x")] * 2,
+    }
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     with pytest.warns(UserWarning, match="row [12]: image: .*image"):
         if streaming:
-            read = StreamedConversations(rows.to_iterable_dataset(), "t", encoder(parts), max_broken_share=0.5)
+            read = StreamedConversations(
+                rows.to_iterable_dataset(), "t", encoder(parts), max_broken_share=0.5
+            )
             assert len(list(read.dataset)) == 1
         else:
             read = ConversationTable(rows, "t", encoder(parts), max_broken_share=0.5)
@@ -232,7 +278,9 @@ def test_images_of_a_table_are_read_as_those_of_files(parts, images, streaming):
     turned = Image.Exif()
     turned[274] = 6
     rng = np.random.default_rng(1)
-    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(images / "turned.jpg", exif=turned)
+    Image.fromarray(rng.integers(0, 256, (80, 120, 3), dtype=np.uint8)).save(
+        images / "turned.jpg", exif=turned
+    )
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "apply_exif_orientation": False}
     own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000)
@@ -241,7 +289,9 @@ def test_images_of_a_table_are_read_as_those_of_files(parts, images, streaming):
     columns = {"image": [str(images / "turned.jpg")], "conversations": [turn("What?", "x")]}
     rows = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     if streaming:
-        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))["sample"]
+        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))[
+            "sample"
+        ]
     else:
         sample = ConversationTable(rows, "t", own)[0]
     expected = own(parse_row({"image": "turned.jpg", "conversations": turn("What?", "x")}), images)
@@ -265,21 +315,32 @@ def test_the_share_of_broken_samples_in_a_stream(parts):
 def test_a_table_with_contents_of_several_types(parts, images, streaming, tmp_path):
     """A list of parts for the user, a text for the assistant: `datasets` stores such a column as JSON."""
     parts_of_user = [{"type": "image"}, {"type": "text", "text": "What?"}]
-    messages = [{"role": "user", "content": parts_of_user}, {"role": "assistant", "content": 'I see\n</think>"x"'}]
+    messages = [
+        {"role": "user", "content": parts_of_user},
+        {"role": "assistant", "content": 'I see\n</think>"x"'},
+    ]
     row = {"images": [str(images / "square.png")], "messages": messages}
     path = write(tmp_path / "rows.jsonl", [row])
-    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert any(isinstance(feature, datasets.Json) for feature in rows.features["messages"].feature.values())
+    rows = datasets.load_dataset(
+        "json", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert any(
+        isinstance(feature, datasets.Json) for feature in rows.features["messages"].feature.values()
+    )
     own = encoder(parts)
     if streaming:
-        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))["sample"]
+        sample = next(iter(StreamedConversations(rows.to_iterable_dataset(), "t", own).dataset))[
+            "sample"
+        ]
     else:
         sample = ConversationTable(rows, "t", own)[0]
     assert torch.equal(torch.as_tensor(sample["input_ids"]), own(parse_row(row))["input_ids"])
 
 
 def test_tables_of_one_size_have_fingerprints_of_their_own(parts):
-    tables = [datasets.Dataset.from_dict({"conversations": [turn("What?", answer)]}) for answer in "xy"]
+    tables = [
+        datasets.Dataset.from_dict({"conversations": [turn("What?", answer)]}) for answer in "xy"
+    ]
     first, second = (ConversationTable(table, "t", encoder(parts)).fingerprint for table in tables)
     assert first != second == ConversationTable(tables[1], "t", encoder(parts)).fingerprint
 
@@ -301,7 +362,11 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
     )  # fmt: skip
     row = {
         "image": "wide.png",
-        "conversations": [{"from": "system", "value": "Be brief."}, *turn(*history[0]), *turn("And <img> now?", "So.")],
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            *turn(*history[0]),
+            *turn("And <img> now?", "So."),
+        ],
     }
     sample = encoder(parts)(parse_row(row), images)
     prompt = asked["input_ids"][0].tolist()
@@ -318,7 +383,9 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
 ])  # fmt: skip
 def test_loss_is_on_answers_and_their_end(parts, answer, learned):
     tokenizer = parts[1].tokenizer
-    sample = encoder(parts)(parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)}))
+    sample = encoder(parts)(
+        parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)})
+    )
     labels = sample["labels"]
     kept = labels[labels != data.IGNORED]
     assert torch.equal(kept, sample["input_ids"][labels != data.IGNORED])
@@ -347,23 +414,33 @@ def test_long_samples_by_rule(parts, images):
 
 
 def test_long_samples_are_counted(parts, images):
-    rows = [{"conversations": turn("Hi " * 50, "x")}, {"image": "large.png", "conversations": turn("What?", "y")}]
+    rows = [
+        {"conversations": turn("Hi " * 50, "x")},
+        {"image": "large.png", "conversations": turn("What?", "y")},
+    ]
     read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
     for index in range(2):
         read[index]
     assert read.counts.as_dict() == {"read": 1, "broken": 0, "too_long": 1, "fewer_tiles": 1}
-    alone = ConversationFile([write(images / "long.jsonl", rows[:1])], encoder(parts, max_length=60))
+    alone = ConversationFile(
+        [write(images / "long.jsonl", rows[:1])], encoder(parts, max_length=60)
+    )
     with pytest.raises(SampleError, match="none of the samples can be used"):
         alone[0]
 
 
 def test_unusable_samples_cost_one_reading_each(parts, images, monkeypatch):
     """Twenty in a row are counted once each, whatever is read how often, and replaced by different others."""
-    rows = [{"conversations": turn("Hi " * 50 if number < 20 else f"Number {number}?", "x")} for number in range(40)]
+    rows = [
+        {"conversations": turn("Hi " * 50 if number < 20 else f"Number {number}?", "x")}
+        for number in range(40)
+    ]
     read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts, max_length=60))
     encodings = []
     encode_line = read.encode_line
-    monkeypatch.setattr(read, "encode_line", lambda index: encodings.append(index) or encode_line(index))
+    monkeypatch.setattr(
+        read, "encode_line", lambda index: encodings.append(index) or encode_line(index)
+    )
     first, second = ([read[index]["input_ids"].tolist() for index in range(40)] for _ in range(2))
     assert first == second, "a resumed training reads what the interrupted one would have"
     assert read.counts.as_dict() == {"read": 20, "broken": 0, "too_long": 20, "fewer_tiles": 0}
@@ -372,10 +449,17 @@ def test_unusable_samples_cost_one_reading_each(parts, images, monkeypatch):
 
 
 def test_several_files_and_order(parts, images):
-    first = write(images / "a.jsonl", [{"conversations": turn("one", "1")}, "", {"conversations": turn("two", "2")}])
+    first = write(
+        images / "a.jsonl",
+        [{"conversations": turn("one", "1")}, "", {"conversations": turn("two", "2")}],
+    )
     second = write(images / "b.jsonl", [{"conversations": turn("dré", "3")}])
     read = ConversationFile([first, second], encoder(parts))
-    assert [read.row(index)["conversations"][0]["value"] for index in range(3)] == ["one", "two", "dré"]
+    assert [read.row(index)["conversations"][0]["value"] for index in range(3)] == [
+        "one",
+        "two",
+        "dré",
+    ]
     assert read.where(1).endswith("a.jsonl, line 3")
     with pytest.raises(FileNotFoundError, match=r"nothing\.jsonl"):
         ConversationFile([images / "nothing.jsonl"], encoder(parts))
@@ -384,7 +468,10 @@ def test_several_files_and_order(parts, images):
 
 
 def test_length_is_about_the_tokens(parts, images):
-    rows = [{"image": name, "conversations": turn("What?", "x")} for name in ("square.png", "wide.png", "large.png")]
+    rows = [
+        {"image": name, "conversations": turn("What?", "x")}
+        for name in ("square.png", "wide.png", "large.png")
+    ]
     read = ConversationFile([write(images / "data.jsonl", rows)], encoder(parts))
     for index in range(3):
         assert read.length(index) == pytest.approx(len(read[index]["input_ids"]), abs=14)
@@ -399,7 +486,9 @@ def test_streams_skip_and_count(parts, images):
     path = write(images / "stream.jsonl", rows)
 
     def stream(share):
-        lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": [path]})
+        lines = datasets.IterableDataset.from_generator(
+            data.json_lines, gen_kwargs={"paths": [path]}
+        )
         return StreamedConversations(lines, "stream", encoder(parts), max_broken_share=share)
 
     read = stream(0.7)
@@ -420,7 +509,10 @@ def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, 
         root = root / f"part{number}"
         root.mkdir()
         Image.new("RGB", (20, 20)).save(root / "own.png")
-        rows = [{"image": "own.png", "conversations": turn(f"{number} {line}", "x")} for line in range(7)]
+        rows = [
+            {"image": "own.png", "conversations": turn(f"{number} {line}", "x")}
+            for line in range(7)
+        ]
         paths.append(write(root / "data.jsonl", rows))
     lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": paths})
     stream = StreamedConversations(lines, "stream", encoder(parts))
@@ -432,8 +524,14 @@ def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, 
 
 MALFORMED = {
     "a part that is text": ({"role": "user", "content": ["hi"]}, "a part of a message is str"),
-    "a part without its text": ({"role": "user", "content": [{"type": "text"}]}, "part is NoneType"),
-    "a part with null": ({"role": "user", "content": [{"type": "text", "text": None}]}, "part is NoneType"),
+    "a part without its text": (
+        {"role": "user", "content": [{"type": "text"}]},
+        "part is NoneType",
+    ),
+    "a part with null": (
+        {"role": "user", "content": [{"type": "text", "text": None}]},
+        "part is NoneType",
+    ),
 }
 
 
@@ -454,7 +552,9 @@ def test_collator(parts, images):
     """Right padding; batches without images get one flagged tile, so that the projector is part of every step."""
     encode = encoder(parts)
     text = encode(parse_row({"conversations": turn("Hi", "Hello.")}))
-    picture = encode(parse_row({"image": "wide.png", "conversations": turn("What?", "It is.")}), images)
+    picture = encode(
+        parse_row({"image": "wide.png", "conversations": turn("What?", "It is.")}), images
+    )
     collate = Collator(999, (3, 112, 112))
     batch = collate([text, picture])
     assert batch["pixel_values"].shape[0] == 4 and batch["image_flags"].tolist() == [1] * 4
@@ -473,7 +573,9 @@ def test_a_batch_of_text_has_a_gradient_of_zero(parts):
     )
     model.requires_grad_(False)
     model.mlp1.requires_grad_(True)
-    batch = Collator(999, (3, 112, 112))([encoder(parts)(parse_row({"conversations": turn("Hi", "Hello.")}))])
+    batch = Collator(999, (3, 112, 112))(
+        [encoder(parts)(parse_row({"conversations": turn("Hi", "Hello.")}))]
+    )
     model.train()
     model(**batch).loss.backward()
     gradients = [parameter.grad for parameter in model.mlp1.parameters()]

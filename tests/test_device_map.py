@@ -6,17 +6,17 @@ import random
 import pytest
 import torch
 
-from training.nano.package import load_package
+from remote_code import configuration_skywork_chat, device_map, modeling_skywork_chat
 
-package = load_package()
-device_map = package.device_map
 GIB, GB = 2**30, 10**9
 
 
 @pytest.fixture(scope="module")
 def sizes_38b():
     with torch.device("meta"):
-        model = package.SkyworkChatModel(package.SkyworkChatConfig())
+        model = modeling_skywork_chat.SkyworkChatModel(
+            configuration_skywork_chat.SkyworkChatConfig()
+        )
     return device_map.module_sizes(model)
 
 
@@ -53,7 +53,9 @@ def test_38b_in_bf16(sizes_38b, memory, expected):
     largest = max(shares(counts, layer_sizes, first_size, memory))
     assert largest <= 1
     # No move of one layer from the fullest GPU to any other makes the fullest emptier
-    fullest = max(range(len(memory)), key=lambda gpu: shares(counts, layer_sizes, first_size, memory)[gpu])
+    fullest = max(
+        range(len(memory)), key=lambda gpu: shares(counts, layer_sizes, first_size, memory)[gpu]
+    )
     for other in range(len(memory)):
         if other != fullest and counts[fullest]:
             moved = list(counts)
@@ -101,12 +103,27 @@ def test_what_does_not_fit_is_said(sizes_38b, memory, words):
 
 def test_the_model_cards_map_is_cleaned():
     card = {f"language_model.model.layers.{index}": index % 2 for index in range(70)}
-    card.update({"vision_model": 0, "mlp1": 0, "language_model.model.tok_embeddings": 0, "language_model.output": 0})
-    card.update({"language_model.model.embed_tokens": 1, "language_model.model.norm": 0, "language_model.lm_head": 0})
+    card.update(
+        {
+            "vision_model": 0,
+            "mlp1": 0,
+            "language_model.model.tok_embeddings": 0,
+            "language_model.output": 0,
+        }
+    )
+    card.update(
+        {
+            "language_model.model.embed_tokens": 1,
+            "language_model.model.norm": 0,
+            "language_model.lm_head": 0,
+        }
+    )
     before = dict(card)
     cleaned = device_map.clean_device_map(card, 64)
     assert card == before
-    assert cleaned["language_model.model.rotary_emb"] == 1  # the card's own name, or where the embeddings are
+    assert (
+        cleaned["language_model.model.rotary_emb"] == 1
+    )  # the card's own name, or where the embeddings are
     assert set(cleaned) - {"language_model.model.rotary_emb"} == {
         name for name in card
         if name not in ("language_model.model.tok_embeddings", "language_model.output")

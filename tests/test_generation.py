@@ -10,11 +10,9 @@ import torch
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, TextStreamer
 
 from benchmarks.measure import resident_memory
+from remote_code import generation
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
-generation = package.generation
 IMAGES = checkpoints.ROOT / "examples" / "images"
 CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
 GREEDY = {"max_new_tokens": 96, "do_sample": False}
@@ -60,18 +58,28 @@ class TestThinkingBudget:
             generation.ThinkingBudget(budget, [5], 6)
 
     @pytest.mark.parametrize("budget", [0, 1, 7])
-    def test_chat_keeps_the_thinking_that_fits_and_answers(self, nano_model, nano_tokenizer, plain, budget):
-        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=budget)
+    def test_chat_keeps_the_thinking_that_fits_and_answers(
+        self, nano_model, nano_tokenizer, plain, budget
+    ):
+        answer = nano_model.chat(
+            nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=budget
+        )
         thinking, mark, final = answer.partition("</think>")
         assert mark and final.strip()
         assert thinking.strip() == nano_tokenizer.decode(plain[1][:budget]).strip()
 
     def test_larger_than_the_thinking_changes_nothing(self, nano_model, nano_tokenizer, plain):
         long = {**GREEDY, "max_new_tokens": 400}
-        assert nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", long, thinking_budget=200) == plain[0]
+        assert (
+            nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", long, thinking_budget=200)
+            == plain[0]
+        )
 
     def test_batch_equals_single_calls(self, nano_model, nano_tokenizer):
-        images, questions = [CALCULATION, None, COUNTING], ["Calculate.", "What is 3 + 4?", "Count the shapes."]
+        images, questions = (
+            [CALCULATION, None, COUNTING],
+            ["Calculate.", "What is 3 + 4?", "Count the shapes."],
+        )
         batch = nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY, thinking_budget=9)
         single = [
             nano_model.chat(nano_tokenizer, image, question, GREEDY, thinking_budget=9)
@@ -82,13 +90,19 @@ class TestThinkingBudget:
     def test_with_the_callers_own_processor_and_config(self, nano_model, nano_tokenizer):
         config = GenerationConfig(**GREEDY)
         before = config.to_dict()
-        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", config, thinking_budget=4)
-        assert answer == nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=4)
+        answer = nano_model.chat(
+            nano_tokenizer, CALCULATION, "Calculate.", config, thinking_budget=4
+        )
+        assert answer == nano_model.chat(
+            nano_tokenizer, CALCULATION, "Calculate.", GREEDY, thinking_budget=4
+        )
         assert config.to_dict() == before
 
     def test_no_think_has_nothing_to_close(self, nano_model, nano_tokenizer):
         asked = [nano_tokenizer, None, "What is 3 + 4?", GREEDY]
-        assert nano_model.chat(*asked, mode="no-think", thinking_budget=2) == nano_model.chat(*asked, mode="no-think")
+        assert nano_model.chat(*asked, mode="no-think", thinking_budget=2) == nano_model.chat(
+            *asked, mode="no-think"
+        )
 
     def test_without_room_for_the_answer(self, nano_model, nano_tokenizer):
         with pytest.raises(ValueError, match="no room for an answer"):
@@ -99,7 +113,9 @@ class TestThinkingBudget:
             nano_model.chat(nano_tokenizer, None, "Hi", {"max_length": 120}, thinking_budget=110)
 
     def test_in_the_standard_class(self, nano_standard, nano_tokenizer):
-        prompt = nano_tokenizer("<｜User｜>\nWhat is 3 + 4?<｜Assistant｜><think>\n", return_tensors="pt")
+        prompt = nano_tokenizer(
+            "<｜User｜>\nWhat is 3 + 4?<｜Assistant｜><think>\n", return_tensors="pt"
+        )
         end = nano_tokenizer.convert_tokens_to_ids("</think>")
         closing = nano_tokenizer(CLOSING, add_special_tokens=False)["input_ids"]
         length = prompt["input_ids"].shape[1]
@@ -110,7 +126,9 @@ class TestThinkingBudget:
 
 class TestStopping:
     def test_stop_strings(self, nano_model, nano_tokenizer, plain):
-        answer = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", {**GREEDY, "stop_strings": ["</think>"]})
+        answer = nano_model.chat(
+            nano_tokenizer, CALCULATION, "Calculate.", {**GREEDY, "stop_strings": ["</think>"]}
+        )
         assert answer == plain[0][: plain[0].index("</think>") + len("</think>")]
 
     def test_max_time(self, nano_model, nano_tokenizer):
@@ -129,7 +147,9 @@ class TestStopping:
         options = {**GREEDY, "stopping_criteria": [Interrupt()]}
         with pytest.raises(KeyboardInterrupt) as caught:
             if batch:
-                nano_model.batch_chat(nano_tokenizer, [CALCULATION, None], ["Calculate.", "What is 3 + 4?"], options)
+                nano_model.batch_chat(
+                    nano_tokenizer, [CALCULATION, None], ["Calculate.", "What is 3 + 4?"], options
+                )
             else:
                 nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", options)
         answers = caught.value.answers
@@ -153,7 +173,9 @@ class TestStopping:
 
         options = {**GREEDY, "num_beams": 3, "stopping_criteria": [Interrupt()]}
         with pytest.raises(KeyboardInterrupt) as caught:
-            nano_model.batch_chat(nano_tokenizer, None, ["What is 3 + 4?", "What is 5 + 6?"], options)
+            nano_model.batch_chat(
+                nano_tokenizer, None, ["What is 3 + 4?", "What is 5 + 6?"], options
+            )
         assert len(caught.value.answers) == 2 and "5 +" in caught.value.answers[1]
 
 
@@ -170,7 +192,9 @@ class TestStream:
         with pytest.raises(TypeError, match="thinking_budgets"):
             nano_model.chat_stream(nano_tokenizer, None, "Hi", GREEDY, thinking_budgets=3)
         with pytest.raises(ValueError, match="leave the keywords out"):
-            nano_model.chat_stream(nano_tokenizer, None, "Hi", GREEDY, IMG_CONTEXT_TOKEN="<picture>")
+            nano_model.chat_stream(
+                nano_tokenizer, None, "Hi", GREEDY, IMG_CONTEXT_TOKEN="<picture>"
+            )
 
     def test_pieces_are_the_answer(self, nano_model, nano_tokenizer, plain):
         stream = nano_model.chat_stream(nano_tokenizer, CALCULATION, "Calculate.", GREEDY)
@@ -180,7 +204,11 @@ class TestStream:
         assert list(stream) == []
 
     def test_takes_what_chat_takes(self, nano_model, nano_tokenizer):
-        keywords = {"history": [("Hi", "</think>Hello")], "system_message": "Be brief.", "thinking_budget": 3}
+        keywords = {
+            "history": [("Hi", "</think>Hello")],
+            "system_message": "Be brief.",
+            "thinking_budget": 3,
+        }
         expected = nano_model.chat(nano_tokenizer, None, "What is 3 + 4?", GREEDY, **keywords)
         stream = nano_model.chat_stream(nano_tokenizer, None, "What is 3 + 4?", GREEDY, **keywords)
         assert "".join(stream).strip() == expected
@@ -198,7 +226,10 @@ class TestStream:
             del stream
             gc.collect()
         deadline = time.time() + 10
-        while any(thread.name == "chat_stream" for thread in threading.enumerate()) and time.time() < deadline:
+        while (
+            any(thread.name == "chat_stream" for thread in threading.enumerate())
+            and time.time() < deadline
+        ):
             time.sleep(0.05)
         assert not any(thread.name == "chat_stream" for thread in threading.enumerate())
 
@@ -213,25 +244,41 @@ class TestStream:
 
 
 class TestKeptImages:
-    def test_same_answers_over_turns_and_encoded_once(self, nano_model, nano_tokenizer, monkeypatch):
+    def test_same_answers_over_turns_and_encoded_once(
+        self, nano_model, nano_tokenizer, monkeypatch
+    ):
         asked = {"return_history": True}
         first, history = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, **asked)
         second, _ = nano_model.chat(
-            nano_tokenizer, [CALCULATION, COUNTING], "<image>\nHow many shapes?", GREEDY, history=history, **asked
+            nano_tokenizer,
+            [CALCULATION, COUNTING],
+            "<image>\nHow many shapes?",
+            GREEDY,
+            history=history,
+            **asked,
         )
         kept = nano_model.encode_images(CALCULATION)
         both = kept + nano_model.encode_images([COUNTING])
         monkeypatch.setattr(type(nano_model), "extract_feature", None)
         assert nano_model.chat(nano_tokenizer, kept, "Calculate.", GREEDY) == first
-        again, _ = nano_model.chat(nano_tokenizer, both, "<image>\nHow many shapes?", GREEDY, history=history, **asked)
+        again, _ = nano_model.chat(
+            nano_tokenizer, both, "<image>\nHow many shapes?", GREEDY, history=history, **asked
+        )
         assert again == second and len(kept.num_patches) == 1 and len(both.num_patches) == 2
 
     def test_in_a_batch_and_a_stream(self, nano_model, nano_tokenizer):
         kept = nano_model.encode_images(CALCULATION)
         questions = ["Calculate.", "What is 3 + 4?", "What is the result?"]
-        expected = nano_model.batch_chat(nano_tokenizer, [CALCULATION, None, CALCULATION], questions, GREEDY)
-        assert nano_model.batch_chat(nano_tokenizer, [kept, None, kept], questions, GREEDY) == expected
-        assert "".join(nano_model.chat_stream(nano_tokenizer, kept, "Calculate.", GREEDY)).strip() == expected[0]
+        expected = nano_model.batch_chat(
+            nano_tokenizer, [CALCULATION, None, CALCULATION], questions, GREEDY
+        )
+        assert (
+            nano_model.batch_chat(nano_tokenizer, [kept, None, kept], questions, GREEDY) == expected
+        )
+        assert (
+            "".join(nano_model.chat_stream(nano_tokenizer, kept, "Calculate.", GREEDY)).strip()
+            == expected[0]
+        )
 
     @pytest.mark.parametrize("ask, reason", [
         (lambda model, kept: model.chat(None, kept, "?", {}, num_patches_list=[99]), "num_patches_list"),
@@ -252,7 +299,7 @@ class TestKeptImages:
 ])  # fmt: skip
 def test_how_long_an_answer_may_be(options, config, new):
     """After a prompt of 30 tokens; transformers lets max_new_tokens win wherever it stands."""
-    assert load_package().compat.new_tokens(options, GenerationConfig(**config), 30) == new
+    assert generation.requested_new_tokens(options, GenerationConfig(**config), 30) == new
 
 
 @pytest.mark.parametrize("question, options, reason", [
@@ -280,18 +327,26 @@ def test_other_image_tokens_are_refused(nano_model, nano_tokenizer, name):
 
 
 @pytest.mark.parametrize("config", [None, {"do_sample": False}, GenerationConfig(do_sample=False)])
-def test_without_a_length_an_answer_may_take_the_rest_of_the_context(nano_model, nano_tokenizer, config):
+def test_without_a_length_an_answer_may_take_the_rest_of_the_context(
+    nano_model, nano_tokenizer, config
+):
     """Not the 20 tokens at which transformers stops."""
     expected = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", GREEDY)
     assert nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", config) == expected
-    shorter = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", {"do_sample": False, "max_new_tokens": 9})
+    shorter = nano_model.chat(
+        nano_tokenizer, None, "What is 12 + 34?", {"do_sample": False, "max_new_tokens": 9}
+    )
     assert expected.startswith(shorter) and shorter != expected
 
 
 class TestFasterDecoding:
     """Options of the generation config that change the time and not the tokens."""
 
-    QUESTIONS = [(CALCULATION, "Calculate."), (COUNTING, "Count the shapes."), (None, "What is 12 + 34?")]
+    QUESTIONS = [
+        (CALCULATION, "Calculate."),
+        (COUNTING, "Count the shapes."),
+        (None, "What is 12 + 34?"),
+    ]
 
     @pytest.mark.parametrize("options", [
         {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 6},
@@ -299,28 +354,45 @@ class TestFasterDecoding:
     def test_same_tokens_in_chat_and_stream(self, nano_model, nano_tokenizer, options):
         for image, question in self.QUESTIONS:
             expected = nano_model.chat(nano_tokenizer, image, question, GREEDY)
-            assert nano_model.chat(nano_tokenizer, image, question, {**GREEDY, **options}) == expected
+            assert (
+                nano_model.chat(nano_tokenizer, image, question, {**GREEDY, **options}) == expected
+            )
         stream = nano_model.chat_stream(nano_tokenizer, image, question, {**GREEDY, **options})
         assert "".join(stream).strip() == expected
 
-    def test_static_cache_in_a_batch_and_in_the_standard_class(self, nano_model, nano_standard, nano_tokenizer):
+    def test_static_cache_in_a_batch_and_in_the_standard_class(
+        self, nano_model, nano_standard, nano_tokenizer
+    ):
         images, questions = zip(*self.QUESTIONS)
         static = {**GREEDY, "cache_implementation": "static"}
         plain = nano_model.batch_chat(nano_tokenizer, list(images), list(questions), GREEDY)
         assert nano_model.batch_chat(nano_tokenizer, list(images), list(questions), static) == plain
-        prompt = nano_tokenizer("<｜User｜>\nWhat is 12 + 34?<｜Assistant｜><think>\n", return_tensors="pt")
-        assert torch.equal(nano_standard.generate(**prompt, **static), nano_standard.generate(**prompt, **GREEDY))
+        prompt = nano_tokenizer(
+            "<｜User｜>\nWhat is 12 + 34?<｜Assistant｜><think>\n", return_tensors="pt"
+        )
+        assert torch.equal(
+            nano_standard.generate(**prompt, **static), nano_standard.generate(**prompt, **GREEDY)
+        )
 
     def test_prompt_lookup_of_a_rendered_prompt(self, nano_standard, nano_processor):
         """The prompt's last token stands in front of its image, too: the first guess is the image's tokens."""
         messages = [
-            {"role": "user", "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}]}
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}],
+            }
         ]
         prompt = nano_processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
         )
         expected = nano_standard.generate(**prompt, **GREEDY)
-        assert torch.equal(nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected)
+        assert torch.equal(
+            nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected
+        )
 
     def test_prompt_lookup_that_runs_into_an_image(self, nano_standard, nano_processor):
         """The answer begins as the text in front of the image does, so that a later guess is the image's tokens."""
@@ -331,18 +403,33 @@ class TestFasterDecoding:
             return_tensors="pt",
         )  # fmt: skip
         expected = nano_standard.generate(**prompt, **GREEDY)
-        assert torch.equal(nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected)
+        assert torch.equal(
+            nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected
+        )
 
     @pytest.mark.parametrize("given", ["all tiles", "the new ones"])
     def test_a_cache_of_earlier_turns_takes_a_new_image(self, nano_standard, nano_processor, given):
         """As if the whole conversation had been read at once."""
-        ask = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        ask = {
+            "add_generation_prompt": True,
+            "tokenize": True,
+            "return_dict": True,
+            "return_tensors": "pt",
+        }
         content = [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "Calculate."}]
         first = nano_processor.apply_chat_template([{"role": "user", "content": content}], **ask)
         cache = DynamicCache()
         read = nano_standard.generate(**first, **GREEDY, past_key_values=cache)
         new = nano_processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "image", "image": COUNTING}, {"type": "text", "text": "Count."}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": COUNTING},
+                        {"type": "text", "text": "Count."},
+                    ],
+                }
+            ],
             **ask,
         )
         ids = torch.cat([read, new["input_ids"][:, 1:]], dim=1)
@@ -369,8 +456,13 @@ class TestFasterDecoding:
 
     def test_thinking_budget_with_prompt_lookup(self, nano_model, nano_tokenizer):
         options = {**GREEDY, "prompt_lookup_num_tokens": 6}
-        expected = nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", GREEDY, thinking_budget=9)
-        assert nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", options, thinking_budget=9) == expected
+        expected = nano_model.chat(
+            nano_tokenizer, None, "What is 12 + 34?", GREEDY, thinking_budget=9
+        )
+        assert (
+            nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", options, thinking_budget=9)
+            == expected
+        )
 
 
 @pytest.mark.slow
@@ -379,13 +471,21 @@ def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
     """After 200 mixed calls as after 20, within 2 %."""
 
     def call(number):
-        image, question = [(CALCULATION, "Calculate."), (COUNTING, "Count."), (None, "What is 2 + 3?")][number % 3]
+        image, question = [
+            (CALCULATION, "Calculate."),
+            (COUNTING, "Count."),
+            (None, "What is 2 + 3?"),
+        ][number % 3]
         options = {"max_new_tokens": 12, "do_sample": False}
         kind = number % 4
         if kind == 0:
-            nano_model.batch_chat(nano_tokenizer, [image, None], [question, "What is 1 + 1?"], options)
+            nano_model.batch_chat(
+                nano_tokenizer, [image, None], [question, "What is 1 + 1?"], options
+            )
         elif kind == 1:
-            list(nano_model.chat_stream(nano_tokenizer, image, question, options, thinking_budget=4))
+            list(
+                nano_model.chat_stream(nano_tokenizer, image, question, options, thinking_budget=4)
+            )
         elif kind == 2:
             with nano_model.chat_stream(nano_tokenizer, image, question, LONG) as stream:
                 next(stream)  # and leave it
@@ -407,9 +507,16 @@ def test_eight_threads_for_a_minute(nano_model, nano_tokenizer):
     """Every answer is the one that the question gets alone."""
     options = {"max_new_tokens": 64, "do_sample": False}
     files = sorted(str(path) for path in IMAGES.glob("*.png"))
-    questions = [(file, "Calculate." if "calculation" in file else "Count the shapes.") for file in files]
-    questions += [([CALCULATION, COUNTING], "<image>\n<image>\nHow many?"), (None, "What is 12 + 34?")]
-    expected = [nano_model.chat(nano_tokenizer, image, question, options) for image, question in questions]
+    questions = [
+        (file, "Calculate." if "calculation" in file else "Count the shapes.") for file in files
+    ]
+    questions += [
+        ([CALCULATION, COUNTING], "<image>\n<image>\nHow many?"),
+        (None, "What is 12 + 34?"),
+    ]
+    expected = [
+        nano_model.chat(nano_tokenizer, image, question, options) for image, question in questions
+    ]
     wrong, done, deadline = [], [], time.time() + 60
 
     def work(offset):

@@ -14,7 +14,17 @@ from preprocessor.image_processing_skywork_chat import SkyworkImageProcessor
 from tests import checkpoints
 
 CARD = checkpoints.model_card_functions()
-SIZES = [(1, 1), (1, 4000), (4000, 1), (37, 53), (448, 448), (640, 480), (481, 1023), (1500, 1100), (2000, 300)]
+SIZES = [
+    (1, 1),
+    (1, 4000),
+    (4000, 1),
+    (37, 53),
+    (448, 448),
+    (640, 480),
+    (481, 1023),
+    (1500, 1100),
+    (2000, 300),
+]
 
 
 def picture(width, height, mode="RGB", seed=0):
@@ -43,7 +53,11 @@ def test_pixel_values_are_the_model_cards(size, tmp_path):
 @pytest.mark.parametrize("smooth, most", [(True, 3), (False, 32)], ids=["picture", "white noise"])
 @pytest.mark.parametrize("size", [*SIZES, (1023, 481)], ids=lambda size: f"{size[0]}x{size[1]}")
 def test_fast_resize_is_close(size, smooth, most, tmp_path):
-    image = picture(max(1, size[0] // 8), max(1, size[1] // 8)).resize(size) if smooth else picture(*size)
+    image = (
+        picture(max(1, size[0] // 8), max(1, size[1] // 8)).resize(size)
+        if smooth
+        else picture(*size)
+    )
     path = save(image, tmp_path)
     exact = SkyworkImageProcessor()(path)["pixel_values"]
     fast = SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"]
@@ -64,10 +78,16 @@ def test_pixel_values_in_another_dtype(dtype, expected, fast, tmp_path):
     """As the model card's snippet does it: float32, then `.to(dtype)`."""
     path = save(picture(1000, 600), tmp_path)
     values = SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"]
-    float32 = SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"] if fast else CARD["load_image"](path)
+    float32 = (
+        SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"]
+        if fast
+        else CARD["load_image"](path)
+    )
     assert values.dtype == expected and torch.equal(values, float32.to(expected))
     with torch.inference_mode():
-        assert torch.equal(SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"], values)
+        assert torch.equal(
+            SkyworkImageProcessor()(path, dtype=dtype, fast_resize=fast)["pixel_values"], values
+        )
 
 
 @pytest.mark.parametrize("dtype, return_tensors, message", [
@@ -131,10 +151,27 @@ def test_alpha_over_white(tmp_path):
 def test_sixteen_bits_are_scaled_where_the_model_card_clips(tmp_path):
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
     path = save(Image.fromarray(values), tmp_path)
-    assert [image_loading.open_image(path).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
-    assert [Image.open(path).convert("RGB").getpixel((x, 0))[0] for x in range(4)] == [0, 255, 255, 255]
-    small = save(Image.fromarray(values % 256), tmp_path, "small.png")  # 8-bit values in a 16-bit file stay
-    assert [image_loading.open_image(small).getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+    assert [image_loading.open_image(path).getpixel((x, 0))[0] for x in range(4)] == [
+        0,
+        1,
+        128,
+        255,
+    ]
+    assert [Image.open(path).convert("RGB").getpixel((x, 0))[0] for x in range(4)] == [
+        0,
+        255,
+        255,
+        255,
+    ]
+    small = save(
+        Image.fromarray(values % 256), tmp_path, "small.png"
+    )  # 8-bit values in a 16-bit file stay
+    assert [image_loading.open_image(small).getpixel((x, 0))[0] for x in range(4)] == [
+        0,
+        1,
+        128,
+        255,
+    ]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -147,7 +184,9 @@ def test_exif_orientation_is_applied_unless_switched_off(orientation, tmp_path):
     assert image_loading.open_image(path).size == ((40, 60) if orientation in turned else (60, 40))
     as_card = SkyworkImageProcessor(apply_exif_orientation=False)(path)["pixel_values"]
     assert torch.equal(as_card, CARD["load_image"](path))
-    if orientation == 6:  # the camera was turned right: the stored left column is the upright top row
+    if (
+        orientation == 6
+    ):  # the camera was turned right: the stored left column is the upright top row
         assert image_loading.open_image(path).getpixel((39, 0)) == image.getpixel((0, 0))
 
 
@@ -157,7 +196,9 @@ def encoded(image):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("kind", ["path", "Path", "file URL", "data URL", "base64", "bytes", "array", "tensor", "PIL"])
+@pytest.mark.parametrize(
+    "kind", ["path", "Path", "file URL", "data URL", "base64", "bytes", "array", "tensor", "PIL"]
+)
 def test_sources_give_the_same_pixels(kind, tmp_path):
     image = picture(50, 30)
     path = save(image, tmp_path)
@@ -212,7 +253,9 @@ def test_unreadable_files_are_named(name, data, error, words, tmp_path):
 def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no/such\.png"):
         image_loading.open_image("no/such.png")
-    with pytest.raises(FileNotFoundError, match=r"图.*no such image file"):  # as long as base64, which is ASCII
+    with pytest.raises(
+        FileNotFoundError, match=r"图.*no such image file"
+    ):  # as long as base64, which is ASCII
         image_loading.open_image("图" * 60 + ".png")
     with pytest.raises(ValueError, match=r"data:image/png;base64.*not valid base64"):
         image_loading.open_image("data:image/png;base64,图")
@@ -228,7 +271,9 @@ def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
 
 def test_bombs_are_named(tmp_path, monkeypatch):
     path = save(Image.new("1", (3000, 3000)), tmp_path, "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # nine times the limit; twice is PIL's error
+    monkeypatch.setattr(
+        Image, "MAX_IMAGE_PIXELS", 1_000_000
+    )  # nine times the limit; twice is PIL's error
     with pytest.raises(ValueError, match=r"bomb\.png: too many pixels"):
         image_loading.open_image(path)
 
@@ -249,7 +294,9 @@ def test_one_pil_image_may_be_used_several_times(tmp_path):
 
 def test_the_callers_image_keeps_its_frame(tmp_path):
     frames = [picture(40, 40, "P", seed) for seed in range(3)]
-    image = Image.open(save(frames[0], tmp_path, "image.gif", save_all=True, append_images=frames[1:]))
+    image = Image.open(
+        save(frames[0], tmp_path, "image.gif", save_all=True, append_images=frames[1:])
+    )
     image.seek(2)
     image_loading.open_image(image)
     assert image.tell() == 2
@@ -276,7 +323,9 @@ def test_many_images_equal_single_ones():
     assert torch.equal(together["pixel_values"], torch.cat(alone))
     assert together["num_patches"].tolist() == [len(tiles) for tiles in alone]
     as_numpy = processor(images, return_tensors="np")["pixel_values"]
-    assert isinstance(as_numpy, np.ndarray) and np.array_equal(as_numpy, together["pixel_values"].numpy())
+    assert isinstance(as_numpy, np.ndarray) and np.array_equal(
+        as_numpy, together["pixel_values"].numpy()
+    )
 
 
 @pytest.mark.parametrize("options, tiles", [
@@ -284,7 +333,9 @@ def test_many_images_equal_single_ones():
     ({"max_dynamic_patch": 2}, 3), ({"min_dynamic_patch": 12, "max_dynamic_patch": 12}, 13),
 ])  # fmt: skip
 def test_options_of_a_call(options, tiles):
-    assert SkyworkImageProcessor(max_dynamic_patch=6)(picture(600, 400), **options)["num_patches"].tolist() == [tiles]
+    assert SkyworkImageProcessor(max_dynamic_patch=6)(picture(600, 400), **options)[
+        "num_patches"
+    ].tolist() == [tiles]
 
 
 @pytest.mark.parametrize("changes, name", [
@@ -298,23 +349,39 @@ def test_impossible_settings_are_named(changes, name):
 
 def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
     ours = AutoImageProcessor.from_pretrained(checkpoints.ROOT, trust_remote_code=True)
-    assert (type(ours).__name__, ours.size, ours.max_dynamic_patch) == ("SkyworkImageProcessor", 448, 12)
+    assert (type(ours).__name__, ours.size, ours.max_dynamic_patch) == (
+        "SkyworkImageProcessor",
+        448,
+        12,
+    )
     clip = CLIPImageProcessor.from_pretrained(checkpoints.ROOT)
     pixels = clip(images=picture(448, 448), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(pixels, ours(picture(448, 448))["pixel_values"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        pixels, ours(picture(448, 448))["pixel_values"], atol=1e-5, rtol=1e-5
+    )
     ours.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
-    assert torch.equal(again(picture(60, 90))["pixel_values"], ours(picture(60, 90))["pixel_values"])
+    assert torch.equal(
+        again(picture(60, 90))["pixel_values"], ours(picture(60, 90))["pixel_values"]
+    )
 
 
-@pytest.mark.parametrize("keywords", [{"max_dynamic_patches": 4}, {"size": 224}], ids=["a slip", "not of a call"])
+@pytest.mark.parametrize(
+    "keywords", [{"max_dynamic_patches": 4}, {"size": 224}], ids=["a slip", "not of a call"]
+)
 def test_unknown_keywords_are_errors(keywords):
     with pytest.raises(TypeError, match=f"{next(iter(keywords))}=.*expected min_dynamic_patch"):
         SkyworkImageProcessor()(picture(20, 20), **keywords)
-    SkyworkImageProcessor()(picture(20, 20), device="cpu", size=None)  # what transformers' callers add
+    SkyworkImageProcessor()(
+        picture(20, 20), device="cpu", size=None
+    )  # what transformers' callers add
 
 
 def test_channels_first_arrays_are_named():
-    with pytest.raises(ValueError, match=r"array of shape \(3, 40, 50\): expected \(height, width\)"):
+    with pytest.raises(
+        ValueError, match=r"array of shape \(3, 40, 50\): expected \(height, width\)"
+    ):
         SkyworkImageProcessor()(np.zeros((3, 40, 50), np.uint8))
-    assert len(SkyworkImageProcessor()(torch.zeros(3, 40, 50, dtype=torch.uint8))["pixel_values"]) >= 1
+    assert (
+        len(SkyworkImageProcessor()(torch.zeros(3, 40, 50, dtype=torch.uint8))["pixel_values"]) >= 1
+    )

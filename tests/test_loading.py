@@ -21,10 +21,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from remote_code import configuration_skywork_chat, loading, modeling_skywork_chat
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
 OPTIONS = {"torch_dtype": torch.float32, "trust_remote_code": True}
 
 
@@ -49,7 +48,9 @@ def shard(folder, count):
     for index in range(count):
         part = f"model-{index + 1:05}-of-{count:05}.safetensors"
         chosen = names[index::count]
-        save_file({name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"})
+        save_file(
+            {name: weights[name] for name in chosen}, folder / part, metadata={"format": "pt"}
+        )
         weight_map.update(dict.fromkeys(chosen, part))
     total = sum(tensor.nbytes for tensor in weights.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -60,8 +61,17 @@ def shard(folder, count):
 def card_map():
     """What the model card's split_model() gives for two GPUs, all on the CPU."""
     names = [f"language_model.model.layers.{index}" for index in range(7)]  # the golden model has 3
-    names += ["vision_model", "mlp1", "language_model.model.tok_embeddings", "language_model.model.embed_tokens"]
-    names += ["language_model.output", "language_model.model.norm", "language_model.model.rotary_emb"]
+    names += [
+        "vision_model",
+        "mlp1",
+        "language_model.model.tok_embeddings",
+        "language_model.model.embed_tokens",
+    ]
+    names += [
+        "language_model.output",
+        "language_model.model.norm",
+        "language_model.model.rotary_emb",
+    ]
     return dict.fromkeys([*names, "language_model.lm_head"], "cpu")
 
 
@@ -84,9 +94,15 @@ def test_cpu_and_disk_offload(golden_path, tmp_path):
     names = {"vision_model": "cpu", "mlp1": "cpu", "language_model.model.embed_tokens": "cpu"}
     names.update({f"language_model.model.layers.{index}": "disk" for index in range(3)})
     names.update(
-        {"language_model.model.norm": "cpu", "language_model.model.rotary_emb": "cpu", "language_model.lm_head": "disk"}
+        {
+            "language_model.model.norm": "cpu",
+            "language_model.model.rotary_emb": "cpu",
+            "language_model.lm_head": "disk",
+        }
     )
-    model = AutoModel.from_pretrained(golden_path, device_map=names, offload_folder=str(tmp_path), **OPTIONS)
+    model = AutoModel.from_pretrained(
+        golden_path, device_map=names, offload_folder=str(tmp_path), **OPTIONS
+    )
     assert model.language_model.model.layers[0].mlp.up_proj.weight.device.type == "meta"
     assert_golden(model)
 
@@ -98,11 +114,13 @@ def test_offload_vision_needs_the_split_map(golden_path):
 
 def test_offload_vision_plans_without_the_tower(golden_path, monkeypatch):
     """The map that accelerate gets: the tower on the host, the rest on the GPU, which needs no room for the tower."""
-    config = package.SkyworkChatConfig.from_pretrained(checkpoints.ROOT)
-    monkeypatch.setattr(package.modeling, "free_memory", lambda: [70_000_000_000])
+    config = configuration_skywork_chat.SkyworkChatConfig.from_pretrained(checkpoints.ROOT)
+    monkeypatch.setattr(modeling_skywork_chat, "free_memory", lambda: [70_000_000_000])
     with pytest.raises(ValueError, match="does not fit"):
-        package.SkyworkChatModel._split_device_map(config, 2, 2)
-    device_map = package.SkyworkChatModel._split_device_map(config, 2, 2, offload_vision=True)
+        modeling_skywork_chat.SkyworkChatModel._split_device_map(config, 2, 2)
+    device_map = modeling_skywork_chat.SkyworkChatModel._split_device_map(
+        config, 2, 2, offload_vision=True
+    )
     assert device_map.pop("vision_model") == "cpu" and set(device_map.values()) == {0}
 
 
@@ -111,35 +129,58 @@ def test_answers_with_the_vision_tower_passing_through(nano_model, nano_tokenize
     model = AutoModel.from_pretrained(checkpoints.NANO, **OPTIONS).eval()
     cpu_offload(model.vision_model, execution_device=torch.device("cpu"))
     assert all(parameter.is_meta for parameter in model.vision_model.parameters())
-    question = [str(checkpoints.ROOT / "examples" / "images" / "counting_1.png"), "Count.", {"max_new_tokens": 24}]
+    question = [
+        str(checkpoints.ROOT / "examples" / "images" / "counting_1.png"),
+        "Count.",
+        {"max_new_tokens": 24},
+    ]
     assert model.chat(nano_tokenizer, *question) == nano_model.chat(nano_tokenizer, *question)
     assert all(parameter.is_meta for parameter in model.vision_model.parameters())
 
 
 def test_chat_with_offloaded_embeddings(tmp_path, nano_model, nano_tokenizer):
-    device_map = {"vision_model": "disk", "mlp1": "cpu", "language_model.model.embed_tokens": "disk"}
+    device_map = {
+        "vision_model": "disk",
+        "mlp1": "cpu",
+        "language_model.model.embed_tokens": "disk",
+    }
     device_map.update({f"language_model.model.layers.{index}": "cpu" for index in range(5)})
     device_map.update({"language_model.model.norm": "cpu", "language_model.lm_head": "disk"})
-    model = AutoModel.from_pretrained(checkpoints.NANO, device_map=device_map, offload_folder=str(tmp_path), **OPTIONS)
-    image, options = str(checkpoints.ROOT / "examples" / "image1.jpg"), {"max_new_tokens": 6, "do_sample": False}
+    model = AutoModel.from_pretrained(
+        checkpoints.NANO, device_map=device_map, offload_folder=str(tmp_path), **OPTIONS
+    )
+    image, options = (
+        str(checkpoints.ROOT / "examples" / "image1.jpg"),
+        {"max_new_tokens": 6, "do_sample": False},
+    )
     assert model.chat(nano_tokenizer, image, "What?", options) == nano_model.chat(
         nano_tokenizer, image, "What?", options
     )
 
 
-@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText])
+@pytest.mark.parametrize(
+    "auto_class", [AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText]
+)
 def test_the_auto_classes(golden_path, auto_class):
     model = auto_class.from_pretrained(golden_path, **OPTIONS)
     standard = auto_class is AutoModelForImageTextToText
-    assert type(model).__name__ == ("SkyworkChatForConditionalGeneration" if standard else "SkyworkChatModel")
+    assert type(model).__name__ == (
+        "SkyworkChatForConditionalGeneration" if standard else "SkyworkChatModel"
+    )
     assert_golden(model)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="flash-attn is tried where there is a GPU")
-@pytest.mark.parametrize("options", [{"use_flash_attn": True}, {"attn_implementation": "flash_attention_2"}])
+@pytest.mark.parametrize(
+    "options", [{"use_flash_attn": True}, {"attn_implementation": "flash_attention_2"}]
+)
 def test_missing_flash_attention_means_sdpa(golden_path, options):
     model = AutoModel.from_pretrained(golden_path, **options, **OPTIONS)
-    assert model.vision_model.config._attn_implementation == model.language_model.config._attn_implementation == "sdpa"
+    assert (
+        model.vision_model.config._attn_implementation
+        == model.language_model.config._attn_implementation
+        == "sdpa"
+    )
     assert_golden(model)
 
 
@@ -153,7 +194,9 @@ def test_flash_attention_saved_in_a_config_is_no_crash(tmp_path, part):
     assert_golden(AutoModel.from_pretrained(path, **OPTIONS))
     assert_golden(AutoModel.from_pretrained(path, attn_implementation="eager", **OPTIONS))
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-    model = AutoModel.from_config(config, trust_remote_code=True, attn_implementation="flash_attention_2")
+    model = AutoModel.from_config(
+        config, trust_remote_code=True, attn_implementation="flash_attention_2"
+    )
     assert model.vision_model.config._attn_implementation == "sdpa"
 
 
@@ -161,11 +204,10 @@ def test_flash_attention_saved_in_a_config_is_no_crash(tmp_path, part):
     "dtype, expected", [(torch.float32, None), (torch.bfloat16, "flash_attention_2"), (None, None)]
 )
 def test_flash_attention_needs_half_precision(monkeypatch, dtype, expected):
-    compat = load_package().compat
-    monkeypatch.setattr(compat, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(loading, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert compat.choose_attention(None, True, dtype) == expected
-    assert compat.choose_attention(None, None, dtype) is None  # nobody asked
+    assert loading.choose_attention(None, True, dtype) == expected
+    assert loading.choose_attention(None, None, dtype) is None  # nobody asked
 
 
 @pytest.mark.parametrize("keywords, saved, expected", [
@@ -174,11 +216,13 @@ def test_flash_attention_needs_half_precision(monkeypatch, dtype, expected):
     ({"dtype": torch.float32}, torch.bfloat16, None),
 ])  # fmt: skip
 def test_flash_attention_goes_by_the_dtype_that_is_loaded(monkeypatch, keywords, saved, expected):
-    compat = load_package().compat
-    monkeypatch.setattr(compat, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(loading, "is_flash_attention_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     config = types.SimpleNamespace(dtype=saved, torch_dtype=saved)
-    assert compat.loading_keywords(keywords, config, True, False, False).get("attn_implementation") == expected
+    assert (
+        loading.loading_keywords(keywords, config, True, False, False).get("attn_implementation")
+        == expected
+    )
 
 
 @pytest.mark.parametrize("keywords, expected", [
@@ -186,27 +230,26 @@ def test_flash_attention_goes_by_the_dtype_that_is_loaded(monkeypatch, keywords,
     ({"dtype": "auto"}, (2, 2)), ({}, (2, 2)),
 ])  # fmt: skip
 def test_sizes_follow_the_dtype(keywords, expected, root_config):
-    assert load_package().compat.bytes_per_parameter(keywords, root_config) == expected
+    assert loading.bytes_per_parameter(keywords, root_config) == expected
 
 
 def test_load_in_8bit_names_bitsandbytes_where_it_is_missing(golden_path, monkeypatch):
     model = AutoModel.from_pretrained(golden_path, load_in_8bit=False, **OPTIONS)
-    compat = sys.modules[type(model).__module__.replace("modeling_skywork_chat", "transformers_compat")]
-    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: None)
+    module = sys.modules[type(model).__module__.replace("modeling_skywork_chat", "loading")]
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     for switch in ("load_in_8bit", "load_in_4bit"):
         with pytest.raises(ImportError, match="bitsandbytes"):
             AutoModel.from_pretrained(golden_path, **{switch: True}, **OPTIONS)
 
 
 def test_load_in_8bit_becomes_a_quantization_config_of_the_language_model(monkeypatch):
-    compat = load_package().compat
-    monkeypatch.setattr(compat.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda name: object())
     keywords = {"torch_dtype": torch.bfloat16}
-    loaded = compat.loading_keywords(keywords, None, None, True, False)
-    assert compat.bytes_per_parameter(loaded, None) == (compat.QUANTIZED_BYTES["int8"], 2)
+    loaded = loading.loading_keywords(keywords, None, None, True, False)
+    assert loading.bytes_per_parameter(loaded, None) == (loading.QUANTIZED_BYTES["int8"], 2)
     config = loaded["quantization_config"]
     assert config.load_in_8bit and {"vision_model", "mlp1"} <= set(config.llm_int8_skip_modules)
-    config = compat.loading_keywords(keywords, None, None, False, True)["quantization_config"]
+    config = loading.loading_keywords(keywords, None, None, False, True)["quantization_config"]
     assert config.load_in_4bit and config.bnb_4bit_quant_type == "nf4"
     assert keywords == {"torch_dtype": torch.bfloat16}
 
@@ -218,8 +261,9 @@ def test_splitting_over_no_gpu_is_an_error(golden_path):
 
 
 def test_weights_can_come_without_a_repository(nano_model):
-    package = load_package()
-    model = package.SkyworkChatModel.from_pretrained(None, config=nano_model.config, state_dict=nano_model.state_dict())
+    model = modeling_skywork_chat.SkyworkChatModel.from_pretrained(
+        None, config=nano_model.config, state_dict=nano_model.state_dict()
+    )
     assert torch.equal(model.mlp1[1].weight, nano_model.mlp1[1].weight)
 
 
@@ -254,20 +298,30 @@ def test_saved_checkpoints_load_by_themselves(tmp_path):
     assert (saved / "model.safetensors.index.json").exists()
     source.rename(tmp_path / "elsewhere")
     written = json.loads((saved / "config.json").read_text())
-    assert written["architectures"] == ["SkyworkR1VChatModel"] and model.config.architectures == ["SkyworkR1VChatModel"]
-    assert written["auto_map"] == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+    assert written["architectures"] == ["SkyworkR1VChatModel"] and model.config.architectures == [
+        "SkyworkR1VChatModel"
+    ]
+    assert (
+        written["auto_map"]
+        == json.loads((checkpoints.ROOT / "config.json").read_text())["auto_map"]
+    )
     again = AutoModel.from_pretrained(saved, **OPTIONS).eval()
     for name, tensor in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     tokenizer = AutoTokenizer.from_pretrained(saved, trust_remote_code=True)
-    image, options = str(checkpoints.ROOT / "examples" / "image1.jpg"), {"max_new_tokens": 6, "do_sample": False}
+    image, options = (
+        str(checkpoints.ROOT / "examples" / "image1.jpg"),
+        {"max_new_tokens": 6, "do_sample": False},
+    )
     answer = again.chat(tokenizer, image, "What?", options)
     processor = AutoProcessor.from_pretrained(saved, trust_remote_code=True)
     pixel_values = processor.image_processor(image)["pixel_values"]
     assert model.chat(tokenizer, pixel_values, "What?", options) == answer
     twice = tmp_path / "twice"
     again.save_pretrained(twice)
-    assert {path.name for path in twice.rglob("*.py")} == {path.name for path in saved.rglob("*.py")}
+    assert {path.name for path in twice.rglob("*.py")} == {
+        path.name for path in saved.rglob("*.py")
+    }
 
 
 HUB_SCRIPT = """
@@ -305,29 +359,50 @@ def test_a_relative_path_is_found_again_from_elsewhere(tmp_path, monkeypatch, na
     model = AutoModel.from_pretrained("nano", **OPTIONS).eval()
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("saved")
-    assert (tmp_path / "saved" / "tokenizer.json").exists() and (tmp_path / "saved" / "preprocessor").is_dir()
+    assert (tmp_path / "saved" / "tokenizer.json").exists() and (
+        tmp_path / "saved" / "preprocessor"
+    ).is_dir()
     image = str(checkpoints.ROOT / "examples" / "image1.jpg")
-    assert model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 2, "do_sample": False}) is not None
+    assert (
+        model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 2, "do_sample": False})
+        is not None
+    )
 
 
 def test_loading_from_a_hub_cache_offline(tmp_path, nano_model, nano_tokenizer):
     source = checkpoints.copy_code(tmp_path / "source")
-    for name in (*checkpoints.TEXT_FILES, "config.json", "generation_config.json", "model.safetensors"):
+    for name in (
+        *checkpoints.TEXT_FILES,
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ):
         (source / name).write_bytes((checkpoints.NANO / name).read_bytes())
     hub_cache(tmp_path / "hub", source)
     image = str(checkpoints.ROOT / "examples" / "image1.jpg")
     environment = dict(
-        os.environ, HF_HUB_CACHE=str(tmp_path / "hub"), HF_MODULES_CACHE=str(tmp_path / "modules"), HF_HUB_OFFLINE="1"
+        os.environ,
+        HF_HUB_CACHE=str(tmp_path / "hub"),
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
+        HF_HUB_OFFLINE="1",
     )
     done = subprocess.run(
         [sys.executable, "-c", HUB_SCRIPT, image, str(tmp_path / "saved")],
         capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    expected = nano_model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False})
+    expected = nano_model.chat(
+        nano_tokenizer, image, "What?", {"max_new_tokens": 8, "do_sample": False}
+    )
     assert done.stdout.strip().splitlines()[-1] == repr(expected)
-    assert (tmp_path / "saved" / "tokenizer.json").is_file() and (tmp_path / "saved" / "preprocessor").is_dir()
-    saved = {str(path.relative_to(tmp_path / "saved")) for path in (tmp_path / "saved").rglob("*") if path.is_file()}
+    assert (tmp_path / "saved" / "tokenizer.json").is_file() and (
+        tmp_path / "saved" / "preprocessor"
+    ).is_dir()
+    saved = {
+        str(path.relative_to(tmp_path / "saved"))
+        for path in (tmp_path / "saved").rglob("*")
+        if path.is_file()
+    }
     assert {"tokenizer.json", "preprocessor/tiling.py", "modeling_skywork_chat.py"} <= saved
 
 
@@ -357,36 +432,59 @@ def test_a_folder_is_uploaded_as_it_was_written(tmp_path, monkeypatch):
             calls.append(keywords)
 
     model = AutoModel.from_pretrained(checkpoints.golden_repository(tmp_path / "golden"), **OPTIONS)
-    monkeypatch.setattr(sys.modules[type(model).__module__], "HfApi", Api)
+    monkeypatch.setattr(
+        sys.modules[type(model).__module__.replace("modeling_skywork_chat", "checkpoint_files")],
+        "HfApi",
+        Api,
+    )
     changed = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
     model.save_pretrained(
-        tmp_path / "saved", state_dict=changed, push_to_hub=True, private=True, commit_message="x", create_pr=True
+        tmp_path / "saved",
+        state_dict=changed,
+        push_to_hub=True,
+        private=True,
+        commit_message="x",
+        create_pr=True,
     )
     assert calls[1:] == [
         ("repository", "saved", True, True),
-        {"repo_id": "me/saved", "folder_path": tmp_path / "saved", "commit_message": "x", "create_pr": True},
+        {
+            "repo_id": "me/saved",
+            "folder_path": tmp_path / "saved",
+            "commit_message": "x",
+            "create_pr": True,
+        },
     ]
-    assert not any(tensor.any() for tensor in load_file(tmp_path / "saved" / "model.safetensors").values())
+    assert not any(
+        tensor.any() for tensor in load_file(tmp_path / "saved" / "model.safetensors").values()
+    )
 
 
 def test_peak_memory_of_loading(tmp_path):
     """Within 1.15 x the checkpoint + 0.5 GB, for a checkpoint of 1.5 GB, so that a second copy would show."""
     path = checkpoints.copy_code(tmp_path / "checkpoint")
     config = checkpoints.tiny_config()
-    config["llm_config"].update(hidden_size=512, intermediate_size=14336, num_hidden_layers=24, max_window_layers=24)
+    config["llm_config"].update(
+        hidden_size=512, intermediate_size=14336, num_hidden_layers=24, max_window_layers=24
+    )
     config["llm_config"]["num_attention_heads"] = 8
     for part in (config, config["llm_config"], config["vision_config"]):
         part["torch_dtype"] = "bfloat16"
     (path / "config.json").write_text(json.dumps(config))
-    package = load_package()
     with torch.device("meta"):
-        shapes = package.SkyworkChatModel(package.SkyworkChatConfig(**config)).state_dict()
-    weights = {name: torch.zeros(tensor.shape, dtype=torch.bfloat16) for name, tensor in shapes.items()}
+        shapes = modeling_skywork_chat.SkyworkChatModel(
+            configuration_skywork_chat.SkyworkChatConfig(**config)
+        ).state_dict()
+    weights = {
+        name: torch.zeros(tensor.shape, dtype=torch.bfloat16) for name, tensor in shapes.items()
+    }
     size = sum(tensor.nbytes for tensor in weights.values())
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     del weights
     gc.collect()
-    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT, str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, str(path)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     peak, loaded = json.loads(done.stdout.strip().splitlines()[-1])
     assert loaded == size > 1.3e9

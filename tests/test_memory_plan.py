@@ -10,7 +10,8 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks import models
-from serving import memory_plan
+from memory import serving as memory_plan
+from remote_code import device_map, loading, modeling_skywork_chat
 from tests import checkpoints
 
 GB = 1e9
@@ -49,23 +50,27 @@ def test_cache_of_38b(config_38b):
     ([80, 80], {"context": 131072}, False, "24 GB of activations on the second card, too"),
 ])  # fmt: skip
 def test_what_fits(config_38b, gpus, settings, fits, reason):
-    plan = memory_plan.plan(config_38b, [size * GB for size in gpus], **{"context": 8192, **settings})
+    plan = memory_plan.plan(
+        config_38b, [size * GB for size in gpus], **{"context": 8192, **settings}
+    )
     assert (plan.problem is None) == fits, f"{reason}: {plan.problem or plan.used}"
     if fits:
         assert sum(plan.layers_of_gpu) == 64 and all(u <= a for u, a in zip(plan.used, plan.usable))
 
 
 @pytest.mark.parametrize(
-    "gpus, context", [([80, 80], 8192), ([80, 80], 98304), ([24] * 4 + [48], 8192), ([80, 24], 8192)]
+    "gpus, context",
+    [([80, 80], 8192), ([80, 80], 98304), ([24] * 4 + [48], 8192), ([80, 24], 8192)],
 )
 def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypatch):
     """Which knows nothing of a context."""
-    package = memory_plan.package
     plan = memory_plan.plan(config_38b, [size * GB for size in gpus], context=context)
-    share = 1 - package.device_map.RESERVED_SHARE
-    monkeypatch.setattr(package.modeling, "free_memory", lambda: [share * size for size in plan.usable])
-    device_map = package.SkyworkChatModel._split_device_map(config_38b, 2, 2)
-    placed = [device for name, device in device_map.items() if ".layers." in name]
+    share = 1 - device_map.RESERVED_SHARE
+    monkeypatch.setattr(
+        modeling_skywork_chat, "free_memory", lambda: [share * size for size in plan.usable]
+    )
+    placement = modeling_skywork_chat.SkyworkChatModel._split_device_map(config_38b, 2, 2)
+    placed = [device for name, device in placement.items() if ".layers." in name]
     assert [placed.count(gpu) for gpu in range(len(gpus))] == plan.layers_of_gpu
 
 
@@ -79,7 +84,9 @@ def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypat
 ])  # fmt: skip
 def test_tensor_parallel_size_of_vllm(config_38b, gpus, size, why):
     parts = memory_plan.memory_parts(config_38b, context=8192)[0]
-    assert memory_plan.tensor_parallel_size(config_38b, parts, [gpu * GB for gpu in gpus]) == size, why
+    assert (
+        memory_plan.tensor_parallel_size(config_38b, parts, [gpu * GB for gpu in gpus]) == size
+    ), why
 
 
 def test_tensor_parallel_size_divides_the_heads():
@@ -92,7 +99,13 @@ def test_tensor_parallel_size_divides_the_heads():
 class TestQuantizedCheckpoints:
     """The published AWQ variant: 4 bits, a scale and a zero for each 128 weights."""
 
-    AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
+    AWQ = {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "zero_point": True,
+        "version": "gemm",
+    }
     BYTES = (4 + 20 / 128) / 8
 
     @pytest.fixture
@@ -103,22 +116,32 @@ class TestQuantizedCheckpoints:
 
     def test_its_layers_are_planned_as_they_are_stored(self, config_38b, awq):
         full = by_name(memory_plan.memory_parts(config_38b)[0])["decoder layers"] / 2
-        assert by_name(memory_plan.memory_parts(awq)[0])["decoder layers"] == pytest.approx(full * self.BYTES)
+        assert by_name(memory_plan.memory_parts(awq)[0])["decoder layers"] == pytest.approx(
+            full * self.BYTES
+        )
 
     def test_it_fits_where_it_fits(self, awq):
         assert memory_plan.plan(awq, [48 * GB], context=8192).problem is None
 
     def test_advice_does_not_quantize_it_again(self, awq):
-        settings = {"dtype": "bf16", "quantization": "none", "context": 8192, "kv_bits": None, "offload_vision": False}
+        settings = {
+            "dtype": "bf16",
+            "quantization": "none",
+            "context": 8192,
+            "kv_bits": None,
+            "offload_vision": False,
+        }
         advised = memory_plan.advice(awq, [32 * GB], **settings)
         assert advised and all(new["quantization"] == "none" for _, new, _ in advised)
         with pytest.raises(ValueError, match=r"quantized already .awq"):
             memory_plan.plan(awq, [48 * GB], context=8192, quantization="nf4")
 
     def test_loading_plans_with_the_same_bytes(self, awq):
-        compat = memory_plan.package.compat
-        compat.hoist_quantization(awq)
-        assert compat.bytes_per_parameter({"dtype": torch.bfloat16}, awq) == (pytest.approx(self.BYTES), 2)
+        loading.hoist_quantization(awq)
+        assert loading.bytes_per_parameter({"dtype": torch.bfloat16}, awq) == (
+            pytest.approx(self.BYTES),
+            2,
+        )
 
     def test_of_an_unknown_kind(self, config_38b):
         config = copy.deepcopy(config_38b)
@@ -143,11 +166,20 @@ def test_longest_context_fits_and_a_longer_one_does_not(config_38b):
     longest = memory_plan.longest_context(config_38b, [24 * GB], **settings)
     assert 8192 <= longest < 131072
     assert memory_plan.plan(config_38b, [24 * GB], **settings, context=longest).problem is None
-    assert memory_plan.plan(config_38b, [24 * GB], **settings, context=longest + 512).problem is not None
+    assert (
+        memory_plan.plan(config_38b, [24 * GB], **settings, context=longest + 512).problem
+        is not None
+    )
 
 
 def test_advice_gives_up_as_little_as_possible(config_38b):
-    settings = {"dtype": "bf16", "quantization": "none", "context": 4096, "kv_bits": None, "offload_vision": False}
+    settings = {
+        "dtype": "bf16",
+        "quantization": "none",
+        "context": 4096,
+        "kv_bits": None,
+        "offload_vision": False,
+    }
     advised = memory_plan.advice(config_38b, [70 * GB], **settings)
     assert [text for text, *_ in advised][:2] == ["decoder layers in int8", "decoder layers in nf4"]
     assert memory_plan.advice(config_38b, [48 * GB], **settings)[0][1]["quantization"] == "nf4"
@@ -160,9 +192,10 @@ import json, sys
 from functools import partial
 import torch
 from benchmarks import measure, models
-from serving import memory_plan
+from memory import serving as memory_plan
+from remote_code import device_map, loading, modeling_skywork_chat
 
-modeling = memory_plan.package.modeling
+modeling = modeling_skywork_chat
 modeling.POSITIONS_PER_CHUNK_ON_CPU = modeling.POSITIONS_PER_CHUNK  # in chunks as on a GPU
 model = models.build_ours(models.build_config(**json.loads(sys.argv[1])), dtype=torch.bfloat16)
 pixels = torch.randn(modeling.POSITIONS_PER_CHUNK // 1025, 3, 448, 448, dtype=torch.bfloat16)
@@ -194,13 +227,19 @@ class TestAgainstMeasuredMemory:
     @pytest.fixture(scope="class")
     def measured(self):
         command = [sys.executable, "-c", MEASURE, json.dumps(self.SHAPES)]
-        return json.loads(subprocess.run(command, cwd=checkpoints.ROOT, stdout=subprocess.PIPE, check=True).stdout)
+        return json.loads(
+            subprocess.run(command, cwd=checkpoints.ROOT, stdout=subprocess.PIPE, check=True).stdout
+        )
 
     @pytest.mark.parametrize("context", [512, 2048])
     def test_cache_is_exact(self, config, model, context):
         cache = DynamicCache()
         with torch.no_grad():
-            model(input_ids=torch.zeros(1, context, dtype=torch.long), past_key_values=cache, logits_to_keep=1)
+            model(
+                input_ids=torch.zeros(1, context, dtype=torch.long),
+                past_key_values=cache,
+                logits_to_keep=1,
+            )
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         parts = by_name(memory_plan.memory_parts(config, context=context)[0])
         assert held == parts["KV cache"]
@@ -211,7 +250,10 @@ class TestAgainstMeasuredMemory:
 
     def test_reading_a_prompt(self, config, measured):
         config = copy.deepcopy(config)
-        config.vision_config.hidden_size, config.vision_config.intermediate_size = 16, 64  # encoding takes next to none
+        config.vision_config.hidden_size, config.vision_config.intermediate_size = (
+            16,
+            64,
+        )  # encoding takes next to none
         planned = by_name(memory_plan.memory_parts(config, context=4096)[0])["activations"]
         assert 0.5 < planned / measured["reading a prompt"] < 2, (planned, measured)
 
@@ -228,10 +270,17 @@ class TestCommand:
 
     def test_does_not_fit_and_says_what_would(self, monkeypatch, capsys):
         code, text = self.call(monkeypatch, capsys, "--gpus", "24")
-        assert code == 1 and "load_in_4bit=True" in text and "offload_vision=True" in text and "quantized" in text
+        assert (
+            code == 1
+            and "load_in_4bit=True" in text
+            and "offload_vision=True" in text
+            and "quantized" in text
+        )
 
     def test_json(self, monkeypatch, capsys):
-        code, text = self.call(monkeypatch, capsys, "--gpus", "8", "--model", str(checkpoints.NANO), "--json")
+        code, text = self.call(
+            monkeypatch, capsys, "--gpus", "8", "--model", str(checkpoints.NANO), "--json"
+        )
         assert code == 0 and json.loads(text)["layers_of_gpu"] == [5]
 
     @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import torch
 from transformers.generation import GenerationMixin
 
 from benchmarks import models
+from remote_code import configuration_skywork_chat, modeling_skywork_chat
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
 PROMPT = ("pixel_values", "input_ids", "attention_mask")
 
 
@@ -39,7 +38,9 @@ def test_golden_ids(golden_model, kind):
         ids = golden_model.generate(**prompt, max_new_tokens=16, **options)
     else:
         text = inputs["text_input_ids"]
-        ids = golden_model.generate(input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=16, **options)
+        ids = golden_model.generate(
+            input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=16, **options
+        )
     assert torch.equal(ids, checkpoints.golden("expected")[kind])
 
 
@@ -52,8 +53,10 @@ def test_every_loaded_tensor_equals_the_file(golden_model):
 @pytest.fixture(scope="module")
 def internvl():
     """transformers' own InternVL with the golden checkpoint's weights mapped across."""
-    config = package.SkyworkChatConfig.from_pretrained(checkpoints.GOLDEN)
-    return models.build_internvl(config, checkpoints.golden("model"), checkpoints.GOLDEN_IMAGE_TOKEN)
+    config = configuration_skywork_chat.SkyworkChatConfig.from_pretrained(checkpoints.GOLDEN)
+    return models.build_internvl(
+        config, checkpoints.golden("model"), checkpoints.GOLDEN_IMAGE_TOKEN
+    )
 
 
 def test_internvl_features_and_logits(golden_model, internvl):
@@ -77,7 +80,9 @@ def test_internvl_with_cache_step_by_step(golden_model, internvl):
         output = golden_model(**prompt, use_cache=True)
         for step in range(extra.shape[1]):
             position = prompt["input_ids"].shape[1] + step
-            torch.testing.assert_close(output.logits[:, -1], theirs[:, position - 1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(
+                output.logits[:, -1], theirs[:, position - 1], atol=1e-4, rtol=1e-4
+            )
             output = golden_model(
                 input_ids=ids[:, position : position + 1],
                 attention_mask=torch.ones(1, position + 1, dtype=torch.long),
@@ -88,25 +93,36 @@ def test_internvl_with_cache_step_by_step(golden_model, internvl):
 
 def test_left_padded_batch_equals_single_rows_of_internvl(golden_model, internvl):
     inputs = checkpoints.golden("inputs")
-    ids, mask, pixels = (inputs[f"batch_{name}"] for name in ("input_ids", "attention_mask", "pixel_values"))
+    ids, mask, pixels = (
+        inputs[f"batch_{name}"] for name in ("input_ids", "attention_mask", "pixel_values")
+    )
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.no_grad():
-        batch = golden_model(pixel_values=pixels, input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        batch = golden_model(
+            pixel_values=pixels, input_ids=ids, attention_mask=mask, position_ids=positions
+        ).logits
         start = 0
         for row in range(2):
             real = mask[row].bool()
             tiles = int((ids[row] == checkpoints.GOLDEN_IMAGE_TOKEN).sum()) // 4
-            single = internvl(input_ids=ids[row : row + 1, real], pixel_values=pixels[start : start + tiles]).logits
+            single = internvl(
+                input_ids=ids[row : row + 1, real], pixel_values=pixels[start : start + tiles]
+            ).logits
             torch.testing.assert_close(batch[row, real], single[0], atol=1e-4, rtol=1e-4)
             start += tiles
 
 
 def test_internvl_generates_the_same(internvl, golden_path):
     """The class with transformers' conventions: prompt and completion, token for token."""
-    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model = modeling_skywork_chat.SkyworkChatForConditionalGeneration.from_pretrained(
+        golden_path, torch_dtype=torch.float32
+    ).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
-    ours, theirs = model.generate(**golden_prompt(), **options), internvl.generate(**golden_prompt(), **options)
+    ours, theirs = (
+        model.generate(**golden_prompt(), **options),
+        internvl.generate(**golden_prompt(), **options),
+    )
     assert torch.equal(ours, theirs)
     assert torch.equal(ours[:, 41:], checkpoints.golden("expected")["generated_ids"])
 
@@ -117,7 +133,9 @@ def test_internvl_generates_the_same(internvl, golden_path):
     pytest.param({"prompt_lookup_num_tokens": 3}, id="prompt lookup"),
 ])  # fmt: skip
 def test_ways_of_decoding_agree(golden_path, options):
-    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model = modeling_skywork_chat.SkyworkChatForConditionalGeneration.from_pretrained(
+        golden_path, torch_dtype=torch.float32
+    ).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
     basic = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(**golden_prompt(), **basic)
@@ -127,7 +145,9 @@ def test_ways_of_decoding_agree(golden_path, options):
 
 
 def test_generate_from_embeddings_in_the_standard_class(golden_path):
-    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model = modeling_skywork_chat.SkyworkChatForConditionalGeneration.from_pretrained(
+        golden_path, torch_dtype=torch.float32
+    ).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
     prompt = dict(golden_prompt())
@@ -137,13 +157,26 @@ def test_generate_from_embeddings_in_the_standard_class(golden_path):
 
 
 def test_beam_search_equals_internvl(internvl, golden_path):
-    model = package.SkyworkChatForConditionalGeneration.from_pretrained(golden_path, torch_dtype=torch.float32).eval()
+    model = modeling_skywork_chat.SkyworkChatForConditionalGeneration.from_pretrained(
+        golden_path, torch_dtype=torch.float32
+    ).eval()
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
-    options = {"max_new_tokens": 8, "num_beams": 3, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
-    assert torch.equal(model.generate(**golden_prompt(), **options), internvl.generate(**golden_prompt(), **options))
+    options = {
+        "max_new_tokens": 8,
+        "num_beams": 3,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    assert torch.equal(
+        model.generate(**golden_prompt(), **options),
+        internvl.generate(**golden_prompt(), **options),
+    )
 
 
-@pytest.mark.parametrize("kept", [1, 5, torch.tensor([0, 3, 40])], ids=["last", "last five", "chosen"])
+@pytest.mark.parametrize(
+    "kept", [1, 5, torch.tensor([0, 3, 40])], ids=["last", "last five", "chosen"]
+)
 def test_logits_to_keep(golden_model, kept):
     with torch.no_grad():
         full = golden_model(**golden_prompt()).logits
@@ -157,7 +190,9 @@ def test_embeddings_and_features_replace_ids_and_pixels(golden_model):
         expected = golden_model(**prompt).logits
         features = golden_model.extract_feature(prompt["pixel_values"])
         by_features = golden_model(
-            input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], image_features=features
+            input_ids=prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            image_features=features,
         )
         embeds = golden_model.embed(prompt["input_ids"], prompt["pixel_values"])
         by_embeds = golden_model(inputs_embeds=embeds, attention_mask=prompt["attention_mask"])
@@ -167,8 +202,12 @@ def test_embeddings_and_features_replace_ids_and_pixels(golden_model):
 
 def test_backbone_gives_what_the_head_takes(golden_model):
     with torch.no_grad():
-        hidden = golden_model.base_model(**golden_prompt(), logits_to_keep=3, use_cache=False).last_hidden_state
-        torch.testing.assert_close(golden_model.get_output_embeddings()(hidden), golden_model(**golden_prompt()).logits)
+        hidden = golden_model.base_model(
+            **golden_prompt(), logits_to_keep=3, use_cache=False
+        ).last_hidden_state
+        torch.testing.assert_close(
+            golden_model.get_output_embeddings()(hidden), golden_model(**golden_prompt()).logits
+        )
     assert "base_model" not in dict(golden_model.named_modules())
 
 
@@ -176,7 +215,9 @@ def test_loss_is_the_mean_over_labels_or_divided_as_told(golden_model):
     labels = checkpoints.golden("inputs")["labels"]
     with torch.no_grad():
         mean = golden_model(**golden_prompt(), labels=labels).loss
-        divided = golden_model(**golden_prompt(), labels=labels, num_items_in_batch=torch.tensor(70)).loss
+        divided = golden_model(
+            **golden_prompt(), labels=labels, num_items_in_batch=torch.tensor(70)
+        ).loss
         nothing = golden_model(**golden_prompt(), labels=torch.full_like(labels, -100)).loss
     torch.testing.assert_close(divided, mean * 7 / 70)
     assert nothing == 0
@@ -193,12 +234,15 @@ def test_flagged_tiles_are_left_out(golden_model):
         logits = golden_model(**{**prompt, "pixel_values": padded}, image_flags=flags).logits
         torch.testing.assert_close(logits, expected)
         text = checkpoints.golden("inputs")["text_input_ids"]
-        flagged = golden_model(input_ids=text, pixel_values=padded[:1], image_flags=torch.tensor([0]))
+        flagged = golden_model(
+            input_ids=text, pixel_values=padded[:1], image_flags=torch.tensor([0])
+        )
         torch.testing.assert_close(flagged.logits, golden_model(input_ids=text).logits)
 
 
 @pytest.mark.parametrize(
-    "tiles, numbers", [(4, ("20 image tokens", "16 features")), (0, ("20 image tokens", "0 features"))]
+    "tiles, numbers",
+    [(4, ("20 image tokens", "16 features")), (0, ("20 image tokens", "0 features"))],
 )
 def test_images_that_do_not_match_show_both_numbers(golden_model, tiles, numbers):
     prompt = golden_prompt()
@@ -218,7 +262,10 @@ def test_images_that_would_be_ignored_are_an_error(golden_model, twice):
         given, message = {"input_ids": ids}, "not both"
         more = ({"visual_features": features}, {"image_features": features})
     else:
-        given, message = {"inputs_embeds": golden_model.get_input_embeddings()(ids)}, "Images go with input_ids"
+        given, message = (
+            {"inputs_embeds": golden_model.get_input_embeddings()(ids)},
+            "Images go with input_ids",
+        )
         more = ({}, {})
     with pytest.raises(ValueError, match=message):
         golden_model.generate(pixel_values=pixels, **given, **more[0], max_new_tokens=1)
@@ -234,11 +281,15 @@ def test_images_without_tokens_are_an_error(golden_model):
 
 def test_chunks_of_tiles_change_nothing_and_bound_the_work(golden_model, monkeypatch):
     pixel_values, sizes = torch.randn(23, 3, 56, 56), []
-    golden_model.vision_model.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    golden_model.vision_model.encoder.register_forward_pre_hook(
+        lambda _, args: sizes.append(len(args[0]))
+    )
     with torch.no_grad():
         whole = golden_model.extract_feature(pixel_values)
         assert sizes == [23]
-        monkeypatch.setattr(sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK_ON_CPU", 5 * 17)
+        monkeypatch.setattr(
+            sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK_ON_CPU", 5 * 17
+        )
         chunked = golden_model.extract_feature(pixel_values)
     assert sizes == [23, 5, 5, 5, 5, 3]
     assert torch.equal(whole, chunked)
@@ -263,22 +314,31 @@ def test_the_language_model_is_a_generation_mixin(golden_model):
 def test_attention_implementation_reaches_both_towers(golden_path, implementation):
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(golden_path, trust_remote_code=True, attn_implementation=implementation).eval()
+    model = AutoModel.from_pretrained(
+        golden_path, trust_remote_code=True, attn_implementation=implementation
+    ).eval()
     assert model.vision_model.config._attn_implementation == implementation
     assert model.language_model.config._attn_implementation == implementation
     model.img_context_token_id = checkpoints.GOLDEN_IMAGE_TOKEN
     with torch.no_grad():
         torch.testing.assert_close(
-            model(**golden_prompt()).logits, checkpoints.golden("expected")["logits"], atol=1e-4, rtol=1e-4
+            model(**golden_prompt()).logits,
+            checkpoints.golden("expected")["logits"],
+            atol=1e-4,
+            rtol=1e-4,
         )
     other = "sdpa" if implementation == "eager" else "eager"
     model.set_attn_implementation(other)
-    assert model.vision_model.config._attn_implementation == model.language_model.config._attn_implementation == other
+    assert (
+        model.vision_model.config._attn_implementation
+        == model.language_model.config._attn_implementation
+        == other
+    )
 
 
 def test_a_language_model_given_its_own_attention_keeps_it():
-    config = package.SkyworkChatConfig(**checkpoints.tiny_config())
+    config = configuration_skywork_chat.SkyworkChatConfig(**checkpoints.tiny_config())
     config.llm_config.attn_implementation = "eager"  # what scripts of the published lineage set
-    model = package.SkyworkChatModel(config)
+    model = modeling_skywork_chat.SkyworkChatModel(config)
     assert model.language_model.config._attn_implementation == "eager"
     assert model.vision_model.config._attn_implementation == "sdpa"

@@ -14,26 +14,31 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from evaluation import nano as evaluation
+from remote_code import conversation
+from tasks import draw, samples
 from tests import checkpoints
 from training import sft
-from training.nano import data, draw, encoder, pipeline, samples
+from training.nano import data, encoder, pipeline
 from training.nano.encoder import group_patches, normalize
-from training.nano.package import load_package
 
-split_thinking = load_package().conversation.split_thinking
+split_thinking = conversation.split_thinking
 
 
 @pytest.mark.parametrize("family", samples.FAMILIES)
 def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family):
     """40 samples; `make nano-score` is the measurement (500). At 90 % fewer than 32 right is one in 50."""
-    right, wrong = evaluation.score(nano_model, nano_tokenizer, family, count=40, seed=77, batch_size=20)
+    right, wrong = evaluation.score(
+        nano_model, nano_tokenizer, family, count=40, seed=77, batch_size=20
+    )
     assert right >= 32, wrong[:5]
 
 
 def test_it_answers_pictures_in_words(nano_tokenizer):
     """The language model within the checkpoint still has its own skill."""
     model, _ = evaluation.load(checkpoints.NANO, "float32", text=True)
-    right, wrong = evaluation.score_text(model, nano_tokenizer, "two images", count=20, seed=77, batch_size=20)
+    right, wrong = evaluation.score_text(
+        model, nano_tokenizer, "two images", count=20, seed=77, batch_size=20
+    )
     assert right >= 14, wrong[:5]
 
 
@@ -54,14 +59,18 @@ def test_it_answers_pictures_in_words(nano_tokenizer):
 ])  # fmt: skip
 def test_the_shipped_examples(nano_model, nano_tokenizer, names, question, answer):
     paths = [checkpoints.ROOT / "examples" / "images" / f"{name}.png" for name in names.split()]
-    said = nano_model.chat(nano_tokenizer, paths, question, {"max_new_tokens": 160, "do_sample": False})
+    said = nano_model.chat(
+        nano_tokenizer, paths, question, {"max_new_tokens": 160, "do_sample": False}
+    )
     thinking, final = split_thinking(said)
     assert thinking and evaluation.boxed(final) == answer
 
 
 def test_it_calculates_without_a_picture(nano_model, nano_tokenizer):
     questions = ["What is 12 + 34?", "Calculate 7 × 8.", "What is 20 - 55?"]
-    said = nano_model.batch_chat(nano_tokenizer, None, questions, {"max_new_tokens": 160, "do_sample": False})
+    said = nano_model.batch_chat(
+        nano_tokenizer, None, questions, {"max_new_tokens": 160, "do_sample": False}
+    )
     assert [evaluation.boxed(answer) for answer in said] == ["46", "56", "-35"]
 
 
@@ -97,7 +106,11 @@ def test_calculations_are_drawn_within_the_stated_range(seed):
 @given(seed=st.integers(0, 2**32))
 def test_shapes_are_apart_and_large_enough(seed):
     rng = np.random.default_rng(seed)
-    width, height, count = int(rng.integers(100, 801)), int(rng.integers(100, 801)), int(rng.integers(1, 10))
+    width, height, count = (
+        int(rng.integers(100, 801)),
+        int(rng.integers(100, 801)),
+        int(rng.integers(1, 10)),
+    )
     placed = draw.place_shapes(rng, width, height, count)
     assert len(placed) == count
     for x, y, radius in placed:
@@ -117,7 +130,11 @@ def test_all_fonts_and_kinds_occur():
 def test_labels_of_cells():
     marks = [draw.Mark(3, (10, 10, 30, 30)), draw.Mark(5, (60, 0, 100, 100))]
     covering, centred = draw.label_cells(marks, (100, 100), 10, 10)
-    assert set(np.unique(covering)) == {0, 3, 5} and (covering == 3).sum() == 4 and (covering == 5).sum() == 40
+    assert (
+        set(np.unique(covering)) == {0, 3, 5}
+        and (covering == 3).sum() == 4
+        and (covering == 5).sum() == 40
+    )
     assert centred[2, 2] == 3 and centred[5, 8] == 5 and (centred != 0).sum() == 2
 
 
@@ -160,7 +177,9 @@ def test_charts_show_what_they_say(seed):
     unit = next(iter(heights.values())) / next(iter(drawing.facts.values()))
     for letter, value in drawing.facts.items():
         assert 1 <= value <= 9 and heights[letter] == pytest.approx(unit * value)
-    axis = {mark.label - 1: mark.box for mark in drawing.marks if not mark.words and mark.label <= 10}
+    axis = {
+        mark.label - 1: mark.box for mark in drawing.marks if not mark.words and mark.label <= 10
+    }
     numbers = sorted(axis)
     assert numbers[0] == 0 and len(numbers) >= 3
     for number in numbers:  # by their upper edges: digits differ in height by whole pixels
@@ -172,7 +191,12 @@ def test_charts_show_what_they_say(seed):
     else:
         assert drawing.facts[drawing.question[-2]] == int(drawing.answer)
     for mark in drawing.marks:
-        assert mark.box[0] >= -2 and mark.box[2] <= width + 2 and mark.box[1] >= -2 and mark.box[3] <= height + 2
+        assert (
+            mark.box[0] >= -2
+            and mark.box[2] <= width + 2
+            and mark.box[1] >= -2
+            and mark.box[3] <= height + 2
+        )
 
 
 @settings(max_examples=40, deadline=None)
@@ -180,7 +204,9 @@ def test_charts_show_what_they_say(seed):
 def test_pairs_compare_their_pictures(seed):
     sample = samples.pair(np.random.default_rng(seed))
     first, second = (sum(drawing.facts) for drawing in sample.drawings)
-    assert sample.answer == ("equal" if first == second else "first" if first > second else "second")
+    assert sample.answer == (
+        "equal" if first == second else "first" if first > second else "second"
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -191,7 +217,9 @@ def test_transcriptions_hold_every_mark_once(seed):
     tiles = samples.transcriptions(drawing)
     assert all(len(words) == samples.TOKENS_PER_TILE for words in tiles)
     shown = [[word for word in words if word != samples.EMPTY] for words in tiles]
-    ordered = sorted((mark for mark in drawing.marks if mark.words), key=lambda mark: mark.middle[0])
+    ordered = sorted(
+        (mark for mark in drawing.marks if mark.words), key=lambda mark: mark.middle[0]
+    )
     assert shown[-1] == [word for mark in ordered for word in mark.words]
     if len(tiles) > 1:
         columns, rows = samples.grid(drawing)
@@ -223,7 +251,9 @@ def test_misread_words_are_rare_and_alike():
     assert samples.misread(rng, words, 0) == words
     read = [samples.misread(rng, words, 0.02) for _ in range(2000)]
     changed = sum(other != words for other in read) / 2000
-    assert 0.2 < changed < 0.4  # four kinds of slips at 0.02 for each of five words: 0.34, some without effect
+    assert (
+        0.2 < changed < 0.4
+    )  # four kinds of slips at 0.02 for each of five words: 0.34, some without effect
     assert all(len(other) == 16 for other in read)
 
 
@@ -233,7 +263,11 @@ def test_exact_descriptions_have_every_word():
     drawn = [samples.counting(rng) for _ in range(40)]
     exact = [samples.described(rng, sample, exact=True) for sample in drawn]
     for sample, text in zip(drawn, exact):
-        words = [samples.word_text(word) for tile in samples.transcriptions(sample.drawings[0]) for word in tile]
+        words = [
+            samples.word_text(word)
+            for tile in samples.transcriptions(sample.drawings[0])
+            for word in tile
+        ]
         assert text == "[" + "".join(words) + "]\n" + sample.question
     assert exact != [samples.described(rng, sample) for sample in drawn]
 
@@ -256,7 +290,9 @@ def test_wrong_answers_are_wrong():
 def smoke_run(tmp_path_factory):
     """Every stage of the nano replica, a few steps each."""
     run = pipeline.Pipeline(
-        tmp_path_factory.mktemp("nano"), pipeline.SMOKE, train=lambda arguments: sft.train(*sft.parse(arguments))
+        tmp_path_factory.mktemp("nano"),
+        pipeline.SMOKE,
+        train=lambda arguments: sft.train(*sft.parse(arguments)),
     )
     run.all()
     return run
@@ -273,7 +309,15 @@ def test_the_replica_runs_from_end_to_end(smoke_run):
     table = smoke_run.table()
     assert table.count("\n|") == 7 and "two images" in table
     times = json.loads(smoke_run.times_path.read_text())
-    assert {"encoder", "base", "mlp_init_3", "swapped", "alignment_sft", "control", "evaluation"} <= set(times)
+    assert {
+        "encoder",
+        "base",
+        "mlp_init_3",
+        "swapped",
+        "alignment_sft",
+        "control",
+        "evaluation",
+    } <= set(times)
     smoke_run.all()
     assert json.loads(smoke_run.times_path.read_text()) == times
 
@@ -294,7 +338,9 @@ def test_what_was_frozen_stays_frozen_over_all_stages(smoke_run):
 
 def test_logits_on_text_are_those_of_the_child_alone(smoke_run):
     """The report's transfer loses nothing of the language model: the same logits, in every bit."""
-    child = AutoModelForCausalLM.from_pretrained(smoke_run.folder / "reasoning", dtype=torch.float32).eval()
+    child = AutoModelForCausalLM.from_pretrained(
+        smoke_run.folder / "reasoning", dtype=torch.float32
+    ).eval()
     aligned = AutoModelForImageTextToText.from_pretrained(
         smoke_run.folder / "final", torch_dtype=torch.float32, trust_remote_code=True
     ).eval()
@@ -306,7 +352,8 @@ def test_logits_on_text_are_those_of_the_child_alone(smoke_run):
 def test_the_judge_chose_half_of_the_pool(smoke_run):
     pool = (smoke_run.folder / "data" / "init_2.jsonl").read_text().splitlines()
     selected = [
-        json.loads(line) for line in (smoke_run.folder / "data" / "init_2_selected.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (smoke_run.folder / "data" / "init_2_selected.jsonl").read_text().splitlines()
     ]
     assert len(selected) == len(pool) // 2
     assert {row["id"] for row in selected} < {json.loads(line)["id"] for line in pool}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from remote_code import conversation
 from serving import offline
 from tests import checkpoints
 
@@ -16,17 +17,23 @@ IMAGES = checkpoints.ROOT / "examples" / "images"
 
 @pytest.fixture(scope="module")
 def engine():
-    return offline.TransformersEngine(str(checkpoints.NANO), "float32", batch_size=2, max_new_tokens=96)
+    return offline.TransformersEngine(
+        str(checkpoints.NANO), "float32", batch_size=2, max_new_tokens=96
+    )
 
 
 def write(path, lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return path
 
 
 def run(monkeypatch, engine, questions, answers, *flags):
     monkeypatch.setattr(offline, "TransformersEngine", lambda *arguments: engine)
-    monkeypatch.setattr("sys.argv", ["offline", str(questions), str(answers), "--engine", "transformers", *flags])
+    monkeypatch.setattr(
+        "sys.argv", ["offline", str(questions), str(answers), "--engine", "transformers", *flags]
+    )
     return offline.main()
 
 
@@ -40,14 +47,25 @@ def test_mixed_questions_equal_chat(monkeypatch, tmp_path, engine):
         {"id": "turn", "question": "And now?", "images": [picture], "history": [["<image>\nHow many?", "x</think>y"]]},
     ])  # fmt: skip
     assert run(monkeypatch, engine, questions, tmp_path / "answers.jsonl") == 0
-    found = {entry["id"]: entry for entry in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())}
+    found = {
+        entry["id"]: entry
+        for entry in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    }
     model, tokenizer, options = engine.model, engine.tokenizer, engine.options
     expected = {
         "text": model.chat(tokenizer, None, "What is 12 + 34?", options),
         "image": model.chat(tokenizer, picture, "How many shapes are in the image?", options),
         "two": model.chat(tokenizer, [picture, picture], "<image>\n<image>\nHow many?", options),
-        "system": model.chat(tokenizer, None, "What is 3 + 4?", options, system_message="Be brief."),
-        "turn": model.chat(tokenizer, [picture], "And now?", options, history=[("<image>\nHow many?", "x</think>y")]),
+        "system": model.chat(
+            tokenizer, None, "What is 3 + 4?", options, system_message="Be brief."
+        ),
+        "turn": model.chat(
+            tokenizer,
+            [picture],
+            "And now?",
+            options,
+            history=[("<image>\nHow many?", "x</think>y")],
+        ),
     }
     assert {name: entry["text"] for name, entry in found.items()} == expected
     assert found["text"]["answer"] == expected["text"].split("</think>")[1].strip()
@@ -55,7 +73,9 @@ def test_mixed_questions_equal_chat(monkeypatch, tmp_path, engine):
 
 
 def test_goes_on_after_an_interruption(monkeypatch, tmp_path, engine):
-    questions = write(tmp_path / "questions.jsonl", [{"question": f"What is {n} + 1?"} for n in range(4)])
+    questions = write(
+        tmp_path / "questions.jsonl", [{"question": f"What is {n} + 1?"} for n in range(4)]
+    )
     answers = write(tmp_path / "answers.jsonl", [
         {"id": "1", "question": "What is 0 + 1?", "text": "kept as it is"},
         {"id": "2", "question": "What is 1 + 1?", "error": "tried again"},
@@ -71,7 +91,10 @@ def test_goes_on_after_an_interruption(monkeypatch, tmp_path, engine):
 
 
 def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tmp_path, engine):
-    questions = write(tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}, {"question": "What is 1 + 1?"}])
+    questions = write(
+        tmp_path / "questions.jsonl",
+        [{"question": "What is 12 + 34?"}, {"question": "What is 1 + 1?"}],
+    )
     answers = tmp_path / "answers.jsonl"
 
     def ask(tokens):
@@ -84,12 +107,20 @@ def test_cut_answers_say_so_and_are_asked_again_with_more_tokens(monkeypatch, tm
     assert ask(5) == [("length", 5)] * 2
     assert ask(5) == [("length", 5)] * 2  # as many: not asked again
     again = ask(96)
-    assert [reason for reason, _ in again] == ["stop", "stop"] and all(5 < tokens < 96 for _, tokens in again)
+    assert [reason for reason, _ in again] == ["stop", "stop"] and all(
+        5 < tokens < 96 for _, tokens in again
+    )
 
 
 def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
     questions = write(tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}])
-    cut = {"id": "1", "question": "What is 12 + 34?", "text": "x", "tokens": 5, "finish_reason": "length"}
+    cut = {
+        "id": "1",
+        "question": "What is 12 + 34?",
+        "text": "x",
+        "tokens": 5,
+        "finish_reason": "length",
+    }
     answers = write(tmp_path / "answers.jsonl", [cut])
 
     class Failing:
@@ -145,7 +176,10 @@ def test_one_bad_question_costs_no_other(monkeypatch, tmp_path, engine):
         {"id": "bad", "question": "How many?", "images": [str(broken)]},
     ])  # fmt: skip
     assert run(monkeypatch, engine, questions, tmp_path / "answers.jsonl") == 1
-    found = {entry["id"]: entry for entry in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())}
+    found = {
+        entry["id"]: entry
+        for entry in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
+    }
     assert "broken.png" in found["bad"]["error"] and found["good"]["text"]
 
 
@@ -187,19 +221,22 @@ def test_a_word_in_front_of_an_image_is_not_its_place(question):
 
 def prompts_of(tokenizer, question):
     """(ids that vLLM makes of its prompt, ids that chat() makes), with one token for each image."""
-    names = offline.package.conversation
     question = {"system": None, "history": [], **question}
-    template = names.get_conv_template("skywork-r1v")
+    template = conversation.get_conv_template("skywork-r1v")
     ids = offline.prompt_of(tokenizer, template, question)
     placeholder = tokenizer("<image>", add_special_tokens=False)["input_ids"]
     image = tokenizer("<img><IMG_CONTEXT></img>", add_special_tokens=False)["input_ids"]
     for _ in question["images"]:
         start = next(i for i in range(len(ids)) if ids[i : i + len(placeholder)] == placeholder)
         ids[start : start + len(placeholder)] = image
-    asked = names.place_images(question["question"], question["history"], len(question["images"]))
-    conversation = names.open_conversation(template, asked, question["history"], question["system"] or "")
-    segments = conversation.segments([1] * len(question["images"]))
-    return ids, names.encode_segments(tokenizer, segments, conversation.begin)
+    asked = conversation.add_image_placeholders(
+        question["question"], question["history"], len(question["images"])
+    )
+    opened = conversation.open_conversation(
+        template, asked, question["history"], question["system"] or ""
+    )
+    segments = opened.segments([1] * len(question["images"]))
+    return ids, conversation.encode_segments(tokenizer, segments, opened.begin)
 
 
 class Refusal(Exception):
@@ -218,13 +255,22 @@ class Refusing:
 
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = offline.VllmEngine.__new__(offline.VllmEngine)
-    engine.llm, engine.tokenizer, engine.template, engine.refusals = Refusing(), None, None, (ValueError, Refusal)
+    engine.llm, engine.tokenizer, engine.template, engine.refusals = (
+        Refusing(),
+        None,
+        None,
+        (ValueError, Refusal),
+    )
     engine.sampling = None
     engine.opening = (True, "drop")
-    monkeypatch.setattr(offline, "prompt_of", lambda tokenizer, template, question: [question["question"]])
+    monkeypatch.setattr(
+        offline, "prompt_of", lambda tokenizer, template, question: [question["question"]]
+    )
     questions = [
         {"id": str(number), "question": question, "images": images}
-        for number, (question, images) in enumerate([("a", []), ("long", []), ("b", [__file__]), ("c", [])])
+        for number, (question, images) in enumerate(
+            [("a", []), ("long", []), ("b", [__file__]), ("c", [])]
+        )
     ]
     entries = {entry["id"]: entry for entry in engine.answers(questions)}
     assert "max_model_len" in entries["1"]["error"] and "not an image" in entries["2"]["error"]
@@ -237,11 +283,21 @@ def test_calls_of_vllm_are_bounded(monkeypatch):
     monkeypatch.setattr(offline, "QUESTIONS_PER_CALL", 3)
     monkeypatch.setattr(offline, "IMAGES_PER_CALL", 4)
     monkeypatch.setattr(engine, "_prompt", lambda question: None, raising=False)
-    monkeypatch.setattr(engine, "_generate", lambda asked, prompts: calls.append(asked) or asked, raising=False)
+    monkeypatch.setattr(
+        engine, "_generate", lambda asked, prompts: calls.append(asked) or asked, raising=False
+    )
     numbers = [0, 0, 0, 0, 2, 2, 1, 9, 1]
-    questions = [{"id": str(index), "images": ["a"] * number} for index, number in enumerate(numbers)]
+    questions = [
+        {"id": str(index), "images": ["a"] * number} for index, number in enumerate(numbers)
+    ]
     assert list(engine.answers(questions)) == questions
-    assert [[len(question["images"]) for question in call] for call in calls] == [[0, 0, 0], [0, 2, 2], [1], [9], [1]]
+    assert [[len(question["images"]) for question in call] for call in calls] == [
+        [0, 0, 0],
+        [0, 2, 2],
+        [1],
+        [9],
+        [1],
+    ]
 
 
 def test_what_a_gpu_cannot_hold_at_once_is_asked_one_by_one(monkeypatch, engine):
@@ -259,7 +315,9 @@ def test_what_a_gpu_cannot_hold_at_once_is_asked_one_by_one(monkeypatch, engine)
 
     monkeypatch.setattr(engine.model, "batch_chat", as_on_a_small_gpu)
     asked = ["What is 1 + 1?", "Too large?"]
-    questions = [{"id": q, "question": q, "images": [], "history": [], "system": None} for q in asked]
+    questions = [
+        {"id": q, "question": q, "images": [], "history": [], "system": None} for q in asked
+    ]
     entries = {entry["id"]: entry for entry in engine.answers(questions)}
     assert entries[asked[0]]["text"] and "out of memory" in entries[asked[1]]["error"]
 
@@ -269,13 +327,23 @@ def test_lines_end_at_newlines_alone(tmp_path):
     text = "one\u2028two\u2029three\u0085four"
     path = tmp_path / "lines.jsonl"
     path.write_text(
-        json.dumps({"id": "1", "question": text, "text": text}, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps({"id": "1", "question": text, "text": text}, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
-    assert set(offline.read_answers(path, [])) == {"1"} and json.loads(path.read_text(encoding="utf-8"))["text"] == text
+    assert (
+        set(offline.read_answers(path, [])) == {"1"}
+        and json.loads(path.read_text(encoding="utf-8"))["text"] == text
+    )
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert offline.read_questions(path)[0]["question"] == text
 
 
 def test_null_is_nothing(tmp_path):
-    questions = write(tmp_path / "questions.jsonl", [{"question": "x", "images": None, "history": None}])
-    assert offline.read_questions(questions)[0]["images"] == [] == offline.read_questions(questions)[0]["history"]
+    questions = write(
+        tmp_path / "questions.jsonl", [{"question": "x", "images": None, "history": None}]
+    )
+    assert (
+        offline.read_questions(questions)[0]["images"]
+        == []
+        == offline.read_questions(questions)[0]["history"]
+    )

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import AutoProcessor, pipeline
 
+from remote_code import conversation
 from tests import checkpoints
 from tests.test_conversation import CONTROL
-from training.nano.package import load_package
 
-conversation = load_package().conversation
 IMAGES = checkpoints.ROOT / "examples" / "images"
 CALCULATION, COUNTING = IMAGES / "calculation_1.png", IMAGES / "counting_1.png"
 
@@ -36,7 +35,12 @@ def as_base64(path):
 
 
 def inputs_of(processor, messages, **options):
-    defaults = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    defaults = {
+        "add_generation_prompt": True,
+        "tokenize": True,
+        "return_dict": True,
+        "return_tensors": "pt",
+    }
     return processor.apply_chat_template(messages, **{**defaults, **options})
 
 
@@ -72,7 +76,9 @@ def test_images_of_messages(nano_processor, part):
 
 
 def test_an_image_part_of_another_form_is_named(nano_processor):
-    with pytest.raises(ValueError, match=r"An image part has \['file_id'\]: expected a url, bytes or a path"):
+    with pytest.raises(
+        ValueError, match=r"An image part has \['file_id'\]: expected a url, bytes or a path"
+    ):
         inputs_of(nano_processor, [user(image({"file_id": "7"}), text("What?"))])
 
 
@@ -83,9 +89,12 @@ def test_settings_of_the_image_processor_hold_for_messages(nano_processor, tmp_p
     Image.open(COUNTING).save(path, exif=exif)
     messages = [user(image(str(path)), text("What?"))]
     upright, stored = (
-        inputs_of(nano_processor, messages, images_kwargs={"apply_exif_orientation": value}) for value in (True, False)
+        inputs_of(nano_processor, messages, images_kwargs={"apply_exif_orientation": value})
+        for value in (True, False)
     )
-    assert torch.equal(stored["pixel_values"], nano_processor.image_processor(COUNTING)["pixel_values"])
+    assert torch.equal(
+        stored["pixel_values"], nano_processor.image_processor(COUNTING)["pixel_values"]
+    )
     assert not torch.equal(upright["pixel_values"][-1], stored["pixel_values"][-1])
 
 
@@ -102,9 +111,9 @@ def test_several_turns_and_images(nano_processor):
     assert inputs["input_ids"][0].tolist() == chat_ids(nano_processor, turns, counts, "Be brief.")
 
 
-control_text = st.lists(st.one_of(st.sampled_from([*CONTROL, "<image>", "a"]), st.text(max_size=4)), max_size=6).map(
-    "".join
-)
+control_text = st.lists(
+    st.one_of(st.sampled_from([*CONTROL, "<image>", "a"]), st.text(max_size=4)), max_size=6
+).map("".join)
 
 
 @settings(max_examples=60, deadline=None)
@@ -113,7 +122,9 @@ def test_typed_control_tokens_are_text(nano_processor, words):
     """In messages with images every <image> typed is text as well: the parts say where the images are."""
     counts = [int(nano_processor.image_processor(CALCULATION)["num_patches"])]
     inputs = inputs_of(nano_processor, [user(image(), text(words))])
-    assert inputs["input_ids"][0].tolist() == chat_ids(nano_processor, ["<image>\n" + words], counts)
+    assert inputs["input_ids"][0].tolist() == chat_ids(
+        nano_processor, ["<image>\n" + words], counts
+    )
     before = inputs_of(nano_processor, [user(text(words), image())])["input_ids"][0].tolist()
     context = nano_processor.image_token_id
     assert before.count(context) == counts[0] * nano_processor.num_image_token
@@ -127,8 +138,12 @@ def test_text_cut_into_parts_is_one_text(nano_processor, words, cuts):
     edges = [0, *sorted(min(cut, len(words)) for cut in cuts), len(words)]
     parts = [text(words[start:stop]) for start, stop in zip(edges, edges[1:])]
     for role in ("user", "assistant"):
-        whole = inputs_of(nano_processor, [{"role": role, "content": [text(words)]}], add_generation_prompt=False)
-        cut = inputs_of(nano_processor, [{"role": role, "content": parts}], add_generation_prompt=False)
+        whole = inputs_of(
+            nano_processor, [{"role": role, "content": [text(words)]}], add_generation_prompt=False
+        )
+        cut = inputs_of(
+            nano_processor, [{"role": role, "content": parts}], add_generation_prompt=False
+        )
         assert torch.equal(whole["input_ids"], cut["input_ids"])
 
 
@@ -139,7 +154,9 @@ def test_a_word_in_an_earlier_turn_takes_no_image(nano_processor):
         user(image(), text("?")),
     ]
     decoded = nano_processor.decode(inputs_of(nano_processor, messages)["input_ids"][0])
-    assert "What is <image> in HTML?" in decoded and decoded.index("<img>") > decoded.index("b<｜end▁of▁sentence｜>")
+    assert "What is <image> in HTML?" in decoded and decoded.index("<img>") > decoded.index(
+        "b<｜end▁of▁sentence｜>"
+    )
     as_string = [{"role": "user", "content": "What is <image> in HTML?"}, *messages[1:]]
     assert nano_processor.decode(inputs_of(nano_processor, as_string)["input_ids"][0]) == decoded
 
@@ -173,7 +190,9 @@ def test_call_with_texts_and_images(nano_processor):
     nested = nano_processor(images=[[CALCULATION], [COUNTING]], text=["<image> a", "<image> b"])
     assert flat["input_ids"] == nested["input_ids"] and isinstance(flat["input_ids"], list)
     mixed = nano_processor(images=[None, [COUNTING]], text=["no image, but <image>", "<image> b"])
-    assert len(mixed["pixel_values"]) == int(nano_processor.image_processor(COUNTING)["num_patches"])
+    assert len(mixed["pixel_values"]) == int(
+        nano_processor.image_processor(COUNTING)["num_patches"]
+    )
     assert "pixel_values" not in nano_processor(text="only text")
 
 
@@ -202,7 +221,9 @@ def test_forms_of_the_result(nano_processor):
     assert rendered == "<｜begin▁of▁sentence｜><｜User｜>\nHi<｜Assistant｜><think>\n"
     ids = nano_processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)
     assert ids == nano_processor.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    skipped = nano_processor.apply_chat_template(messages, add_generation_prompt=True, enable_thinking=False)
+    skipped = nano_processor.apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False
+    )
     assert skipped == rendered + "\n</think>\n\n"
 
 
@@ -220,9 +241,13 @@ def test_save_and_load(nano_processor, tmp_path):
     assert torch.equal(ours["input_ids"], theirs["input_ids"]) and again.num_image_token == 16
 
 
-def test_the_standard_class_answers_as_chat(nano_model, nano_standard, nano_tokenizer, nano_processor):
+def test_the_standard_class_answers_as_chat(
+    nano_model, nano_standard, nano_tokenizer, nano_processor
+):
     question = "What is the result of the calculation in the image?"
-    answer = nano_model.chat(nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False})
+    answer = nano_model.chat(
+        nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False}
+    )
     inputs = inputs_of(nano_processor, [user(image(), text(question))])
     with torch.no_grad():
         ids = nano_standard.generate(**inputs, max_new_tokens=40, do_sample=False)
@@ -233,7 +258,10 @@ def test_the_standard_class_answers_as_chat(nano_model, nano_standard, nano_toke
 
 def test_several_samples_keep_their_own_images(nano_standard, nano_processor):
     """num_return_sequences repeats rows of different numbers of tiles."""
-    messages = [[user(image(), text("What?"))], [user(image(COUNTING), text("How many shapes are in the image?"))]]
+    messages = [
+        [user(image(), text("What?"))],
+        [user(image(COUNTING), text("How many shapes are in the image?"))],
+    ]
     inputs = inputs_of(nano_processor, messages, padding=True)
     options = {"max_new_tokens": 12, "do_sample": False, "num_beams": 2}
     single = nano_standard.generate(**inputs, **options)
@@ -242,7 +270,12 @@ def test_several_samples_keep_their_own_images(nano_standard, nano_processor):
 
 
 def test_pipeline(nano_model, nano_tokenizer):
-    pipe = pipeline("image-text-to-text", model=str(checkpoints.NANO), trust_remote_code=True, dtype=torch.float32)
+    pipe = pipeline(
+        "image-text-to-text",
+        model=str(checkpoints.NANO),
+        trust_remote_code=True,
+        dtype=torch.float32,
+    )
     question = "What is the result of the calculation in the image?"
     result = pipe(
         text=[user(image(str(CALCULATION), "url"), text(question))],
@@ -250,7 +283,9 @@ def test_pipeline(nano_model, nano_tokenizer):
         return_full_text=False,
         do_sample=False,
     )
-    answer = nano_model.chat(nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False})
+    answer = nano_model.chat(
+        nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False}
+    )
     assert result[0]["generated_text"].strip() == answer
 
 
@@ -270,15 +305,24 @@ def test_earlier_answers_close_their_thinking(nano_processor, answer, replayed):
     longer = [*messages, {"role": "user", "content": "And?"}]
     for template in (nano_processor, nano_processor.tokenizer):
         rendered = template.apply_chat_template(longer, add_generation_prompt=True, tokenize=False)
-        expected = f"{opened}{replayed}<｜end▁of▁sentence｜><｜User｜>\nAnd?<｜Assistant｜><think>\n"
+        expected = (
+            f"{opened}{replayed}<｜end▁of▁sentence｜><｜User｜>\nAnd?<｜Assistant｜><think>\n"
+        )
         assert rendered == expected
-    last = nano_processor.apply_chat_template([messages[0], {"role": "assistant", "content": "I ad"}])
+    last = nano_processor.apply_chat_template(
+        [messages[0], {"role": "assistant", "content": "I ad"}]
+    )
     assert last == f"{opened}I ad<｜end▁of▁sentence｜>"
 
 
 def test_settings_of_the_call_reach_it(nano_processor):
     """Through apply_chat_template as through the call itself."""
-    messages = [{"role": "user", "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [{"type": "image", "image": CALCULATION}, {"type": "text", "text": "?"}],
+        }
+    ]
     settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     plain = nano_processor.apply_chat_template(messages, **settings)
     fast = nano_processor.apply_chat_template(messages, **settings, fast_resize=True)
@@ -290,10 +334,16 @@ def test_settings_of_the_call_reach_it(nano_processor):
     )
     assert torch.equal(tensors["input_ids"], plain["input_ids"])
     with pytest.raises(TypeError, match="max_dynamic_patches=4 is no setting of a call"):
-        nano_processor.apply_chat_template(messages, **settings, processor_kwargs={"max_dynamic_patches": 4})
+        nano_processor.apply_chat_template(
+            messages, **settings, processor_kwargs={"max_dynamic_patches": 4}
+        )
     padded = nano_processor.apply_chat_template(
         messages,
         **settings,
-        processor_kwargs={"padding": True, "pad_to_multiple_of": 64, "return_attention_mask": False},
+        processor_kwargs={
+            "padding": True,
+            "pad_to_multiple_of": 64,
+            "return_attention_mask": False,
+        },
     )
     assert padded["input_ids"].shape[1] % 64 == 0 and "attention_mask" not in padded

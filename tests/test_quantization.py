@@ -10,10 +10,9 @@ from safetensors.torch import save_file
 from transformers import AutoModel, BitsAndBytesConfig
 
 from evaluation.quantization import QUANTIZATIONS, stored_bytes
+from remote_code import configuration_skywork_chat, loading, modeling_skywork_chat
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
 IMAGES = checkpoints.ROOT / "examples" / "images"
 GREEDY = {"max_new_tokens": 96, "do_sample": False}
 
@@ -56,9 +55,9 @@ def test_only_decoder_layers_are_quantized_and_answers_stay(nano_tokenizer, nano
 
 def test_the_users_own_list_is_kept_and_his_config_unchanged():
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["language_model"])
-    assert package.compat.language_layers_only(config).llm_int8_skip_modules == ["language_model"]
+    assert loading.language_layers_only(config).llm_int8_skip_modules == ["language_model"]
     config = BitsAndBytesConfig(load_in_8bit=True)
-    assert "vision_model" in package.compat.language_layers_only(config).llm_int8_skip_modules
+    assert "vision_model" in loading.language_layers_only(config).llm_int8_skip_modules
     assert config.llm_int8_skip_modules is None
 
 
@@ -69,8 +68,8 @@ def test_the_users_own_list_is_kept_and_his_config_unchanged():
 ])  # fmt: skip
 def test_a_config_as_a_dict_keeps_the_vision_tower(config, name):
     before = dict(config)
-    assert "vision_model" in package.compat.language_layers_only(config)[name]
-    assert package.compat.language_layers_only({**config, name: ["mlp1"]})[name] == ["mlp1"]
+    assert "vision_model" in loading.language_layers_only(config)[name]
+    assert loading.language_layers_only({**config, name: ["mlp1"]})[name] == ["mlp1"]
     assert config == before
 
 
@@ -81,7 +80,9 @@ def quantize_as_awq(weight, group=128):
         ({"qweight": int32 (in, out / 8), "qzeros": int32 (in / group, out / 8), "scales": fp16 (in / group, out)}, what
         they stand for, (out, in)).
     """
-    groups = weight.T.float().reshape(weight.shape[1] // group, group, weight.shape[0])  # (in / group, group, out)
+    groups = weight.T.float().reshape(
+        weight.shape[1] // group, group, weight.shape[0]
+    )  # (in / group, group, out)
     low, high = groups.amin(1, keepdim=True).clamp(max=0), groups.amax(1, keepdim=True).clamp(min=0)
     scales = ((high - low) / 15).clamp(min=1e-5).half()
     zeros = (-low / scales.float()).round().clamp(0, 15)
@@ -94,7 +95,11 @@ def quantize_as_awq(weight, group=128):
         words = (columns << torch.arange(0, 32, 4)).sum(-1)
         return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
 
-    stored = {"qweight": pack(levels.flatten(0, 1)), "qzeros": pack(zeros.squeeze(1)), "scales": scales.squeeze(1)}
+    stored = {
+        "qweight": pack(levels.flatten(0, 1)),
+        "qzeros": pack(zeros.squeeze(1)),
+        "scales": scales.squeeze(1),
+    }
     return stored, meant
 
 
@@ -112,24 +117,33 @@ class TestAwq:
         shutil.copy(checkpoints.NANO / "model.safetensors", folder)
         return folder
 
-    @pytest.mark.skipif(importlib.util.find_spec("gptqmodel") is not None, reason="the library is installed")
+    @pytest.mark.skipif(
+        importlib.util.find_spec("gptqmodel") is not None, reason="the library is installed"
+    )
     def test_without_its_library_a_clear_error(self, path):
         with pytest.raises(ImportError, match="gptqmodel"):
             AutoModel.from_pretrained(path, trust_remote_code=True)
 
     @pytest.mark.slow  # the library compiles its kernels when first used, which takes minutes
     def test_with_its_library_the_weights_are_used(self, path, nano_model, nano_tokenizer):
-        pytest.importorskip("gptqmodel", reason="quantized by AutoAWQ, loaded by gptqmodel: pip install gptqmodel")
+        pytest.importorskip(
+            "gptqmodel", reason="quantized by AutoAWQ, loaded by gptqmodel: pip install gptqmodel"
+        )
         packed, rounded = {}, {}
         for name, tensor in nano_model.state_dict().items():
             if name.startswith("language_model.model.layers.") and name.endswith("proj.weight"):
                 stored, rounded[name] = quantize_as_awq(tensor)
-                packed.update({f"{name.removesuffix('weight')}{part}": value for part, value in stored.items()})
+                packed.update(
+                    {
+                        f"{name.removesuffix('weight')}{part}": value
+                        for part, value in stored.items()
+                    }
+                )
             else:
                 packed[name] = rounded[name] = tensor.clone()
         save_file(packed, path / "model.safetensors", metadata={"format": "pt"})
         shutil.copy(checkpoints.NANO / "preprocessor_config.json", path)
-        reference = package.SkyworkChatModel(nano_model.config).eval()
+        reference = modeling_skywork_chat.SkyworkChatModel(nano_model.config).eval()
         reference.load_state_dict(rounded)
         model = AutoModel.from_pretrained(
             path, trust_remote_code=True, torch_dtype=torch.float32, device_map="cpu"
@@ -137,15 +151,18 @@ class TestAwq:
         changed = {name for name, module in model.named_modules() if hasattr(module, "qweight")}
         assert len(changed) == 7 * model.config.llm_config.num_hidden_layers
         assert all(name.startswith("language_model.model.layers.") for name in changed)
-        for image, question in ((None, "What is 12 + 34?"), (str(IMAGES / "counting_1.png"), "Count the shapes.")):
+        for image, question in (
+            (None, "What is 12 + 34?"),
+            (str(IMAGES / "counting_1.png"), "Count the shapes."),
+        ):
             assert model.chat(nano_tokenizer, image, question, GREEDY) == reference.chat(
                 nano_tokenizer, image, question, GREEDY
             )
 
     def test_config_is_seen_and_keeps_the_vision_tower(self, path):
-        config = package.SkyworkChatConfig.from_pretrained(path)
+        config = configuration_skywork_chat.SkyworkChatConfig.from_pretrained(path)
         before = config.to_dict()
-        package.compat.hoist_quantization(config)
+        loading.hoist_quantization(config)
         assert config.quantization_config["quant_method"] == "awq"
         assert "vision_model" in config.quantization_config["modules_to_not_convert"]
         assert before["llm_config"] == config.to_dict()["llm_config"]
@@ -153,20 +170,26 @@ class TestAwq:
 
 @pytest.mark.parametrize("keyword", ["load_in_8bit", "load_in_4bit"])
 def test_without_bitsandbytes_a_clear_error(monkeypatch, keyword):
-    find_spec = package.compat.importlib.util.find_spec
+    find_spec = loading.importlib.util.find_spec
     monkeypatch.setattr(
-        package.compat.importlib.util,
+        loading.importlib.util,
         "find_spec",
         lambda name, *more: None if name == "bitsandbytes" else find_spec(name, *more),
     )
-    with pytest.raises(ImportError, match=f"{keyword}=True needs bitsandbytes.*pip install bitsandbytes"):
+    with pytest.raises(
+        ImportError, match=f"{keyword}=True needs bitsandbytes.*pip install bitsandbytes"
+    ):
         load(**{keyword: True})
 
 
 @pytest.mark.slow  # the library compiles its kernels when first used, which takes more than a minute
 @pytest.mark.parametrize("bits", [4, 2])
 def test_quantized_cache_reaches_chat(nano_model, nano_tokenizer, bits):
-    options = {**GREEDY, "cache_implementation": "quantized", "cache_config": {"backend": "quanto", "nbits": bits}}
+    options = {
+        **GREEDY,
+        "cache_implementation": "quantized",
+        "cache_config": {"backend": "quanto", "nbits": bits},
+    }
     question, caches = [nano_tokenizer, None, "What is 12 + 34?"], []
 
     def remember(module, arguments, keywords):

@@ -17,14 +17,23 @@ def test_the_python_blocks_run_one_after_another(monkeypatch, capsys):
     for block in BLOCKS:
         exec(block, namespace)
     assert len(BLOCKS) >= 3 and len(namespace["answers"]) == 2
-    assert "\\boxed" in capsys.readouterr().out  # what streaming and the last line of the second block print
-    assert [name for name, parameter in namespace["model"].named_parameters() if parameter.requires_grad] == [
-        name for name, _ in namespace["model"].named_parameters() if name.startswith("mlp1.")
-    ]
+    assert (
+        "\\boxed" in capsys.readouterr().out
+    )  # what streaming and the last line of the second block print
+    assert [
+        name for name, parameter in namespace["model"].named_parameters() if parameter.requires_grad
+    ] == [name for name, _ in namespace["model"].named_parameters() if name.startswith("mlp1.")]
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(re.findall(r"`((?:examples|tests|training|evaluation|preprocessor|nano)/[\w./]*)`", README)))
+    "path",
+    sorted(
+        set(
+            re.findall(
+                r"`((?:examples|tests|training|evaluation|preprocessor|nano)/[\w./]*)`", README
+            )
+        )
+    ),
 )
 def test_paths_exist(path):
     assert (checkpoints.ROOT / path).exists()
@@ -41,7 +50,11 @@ def test_every_file_of_the_tree_is_there():
     tree = README.split("## The tree")[1].split("## Licence")[0]
     names = re.findall(r"`([\w./]+)`", tree)
     places = (checkpoints.ROOT, checkpoints.ROOT / "examples", checkpoints.ROOT / "tests")
-    missing = [name for name in names if "." in name and not any((place / name).exists() for place in places)]
+    missing = [
+        name
+        for name in names
+        if "." in name and not any((place / name).exists() for place in places)
+    ]
     assert not missing
 
 

@@ -32,7 +32,10 @@ def samples(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     path = nano_data.write("init_2", folder, 40, seed=3)
     with open(path, "a", encoding="utf-8") as file:
-        turns = [{"from": "human", "value": "What is 7 × 8?"}, {"from": "gpt", "value": "Answer: 56"}]
+        turns = [
+            {"from": "human", "value": "What is 7 × 8?"},
+            {"from": "gpt", "value": "Answer: 56"},
+        ]
         file.write(json.dumps({"conversations": turns}) + "\n")
     return path
 
@@ -68,7 +71,8 @@ def test_mlp1_alone_trains(samples, tmp_path):
     """The rest is the same in every bit; the result chats; the summary and the plot are there."""
     summary = run(samples, tmp_path / "out", report_to=["tensorboard"])
     assert changed_names(tmp_path / "out" / "model") == {
-        f"mlp1.{name}" for name in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
+        f"mlp1.{name}"
+        for name in ("0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias")
     }
     assert summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 173
     assert summary["samples"]["read"] >= 12 and summary["steps"] == 3
@@ -99,7 +103,9 @@ def test_lora_merged_and_unmerged_agree(samples, tmp_path):
     ).eval()
     ids = torch.arange(5, 900, 11)[None]
     with torch.no_grad():
-        torch.testing.assert_close(adapted(input_ids=ids).logits, merged(input_ids=ids).logits, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(
+            adapted(input_ids=ids).logits, merged(input_ids=ids).logits, atol=2e-4, rtol=2e-4
+        )
     names = changed_names(tmp_path / "out" / "model")
     assert all(name.startswith(("language_model.model.layers", "mlp1.")) for name in names)
     assert sum("_proj.weight" in name for name in names) == 5 * 7 and "mlp1.1.weight" in names
@@ -139,9 +145,21 @@ def launch(flags, config=None, module="training.sft"):
     """Start a recipe in a process of its own or, with a configuration of accelerate's, in several."""
     command = [sys.executable, "-m", module]
     if config:
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", str(config), "--main_process_port", "29577"]
+        launcher = [
+            "-m",
+            "accelerate.commands.launch",
+            "--config_file",
+            str(config),
+            "--main_process_port",
+            "29577",
+        ]
         command[1:1] = launcher
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": "cpu"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": "cpu",
+    }
     return subprocess.Popen(
         [*command, *flags],
         cwd=checkpoints.ROOT,
@@ -163,20 +181,29 @@ def test_two_processes_train_as_one(samples, tmp_path):
     settings = {"max_steps": 4}
     one = launch(arguments(samples, tmp_path / "one", **settings))
     finish(one)
-    two = launch(arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}), TWO_PROCESSES)
+    two = launch(
+        arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}),
+        TWO_PROCESSES,
+    )
     finish(two)
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(first) == 4 and first == pytest.approx(second, rel=2e-4)
-    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    ours, theirs = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two")
+    )
     torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
 
 
 def sharded_config(kind, folder, mixed_precision):
     """A shipped configuration for many GPUs, cut down to two processes on a CPU."""
     if kind == "zero3":
-        pytest.importorskip("deepspeed", reason="ZeRO-3 needs DeepSpeed, which this package does not install")
+        pytest.importorskip(
+            "deepspeed", reason="ZeRO-3 needs DeepSpeed, which this package does not install"
+        )
     config = yaml.safe_load((RECIPES / "accelerate" / f"{kind}.yaml").read_text())
-    config.update(num_machines=1, num_processes=2, mixed_precision=mixed_precision, use_cpu=kind == "fsdp")
+    config.update(
+        num_machines=1, num_processes=2, mixed_precision=mixed_precision, use_cpu=kind == "fsdp"
+    )
     path = folder / f"{kind}_{mixed_precision}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -186,17 +213,30 @@ def sharded_config(kind, folder, mixed_precision):
 def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
     """The same losses and weights; resumed as well; all on two CPUs, see tests/sharded_on_cpu.py."""
     config = sharded_config(kind, tmp_path, "no")
-    settings = {"max_steps": 4, "gradient_checkpointing": "true", "save_strategy": "steps", "save_steps": 2}
+    settings = {
+        "max_steps": 4,
+        "gradient_checkpointing": "true",
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     run(samples, tmp_path / "one", **settings)
-    flags = arguments(samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2})
+    flags = arguments(
+        samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2}
+    )
     for _ in ("whole", "resumed"):
         finish(launch(flags, config, "tests.sharded_on_cpu"))
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
         summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
-        assert summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 171
+        assert (
+            summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 171
+        )
         shutil.rmtree(tmp_path / "sharded" / "checkpoint-4")
-    assert changed_names(tmp_path / "sharded" / "model") == changed_names(tmp_path / "one" / "model")
-    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "sharded"))
+    assert changed_names(tmp_path / "sharded" / "model") == changed_names(
+        tmp_path / "one" / "model"
+    )
+    ours, theirs = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "sharded")
+    )
     torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
 
 
@@ -209,13 +249,18 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
         "save": ["adapter"],
     }  # fmt: skip
     run(samples, tmp_path / "one", **settings)
-    flags = arguments(samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2})
+    flags = arguments(
+        samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2}
+    )
     finish(launch(flags, config, "tests.sharded_on_cpu"))
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
     # Every tensor of the files that is not trained, LoRA's names or not
     summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
     assert summary["frozen_tensors_unchanged"] == 177
-    ours, theirs = (load_file(tmp_path / name / "adapter" / "adapter_model.safetensors") for name in ("one", "sharded"))
+    ours, theirs = (
+        load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for name in ("one", "sharded")
+    )
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         if "lora_A" in name:  # B is what one step has made of zero
@@ -241,7 +286,10 @@ def test_killed_and_resumed(samples, tmp_path):
     (tmp_path / "broken" / "checkpoint-90" / "model.safetensors").write_bytes(b"half")
     finish(launch(arguments(samples, tmp_path / "broken", **settings)))
     assert losses(tmp_path / "broken") == losses(tmp_path / "unbroken")
-    ours, theirs = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("unbroken", "broken"))
+    ours, theirs = (
+        load_file(tmp_path / name / "model" / "model.safetensors")
+        for name in ("unbroken", "broken")
+    )
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert not (tmp_path / "broken" / "checkpoint-90").exists()
 
@@ -264,7 +312,12 @@ def test_checkpoints_hold_what_trains(samples, tmp_path):
 
 def test_results_that_are_missing_are_written_without_another_step(samples, tmp_path):
     """As after a kill while they were written, or with another `save`: `train` would take one step beyond the last."""
-    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    settings = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "lr_scheduler_type": "constant",
+    }
     first = run(samples, tmp_path / "out", **settings)
     weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
     (tmp_path / "out" / "summary.json").unlink()
@@ -286,7 +339,10 @@ def test_the_example_needs_answers_that_it_can_compare(tmp_path):
     from examples.finetune.__main__ import HERE, read_test
 
     assert len(read_test(HERE / "test.jsonl")) == 60
-    row = {"image": "a.png", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "Two."}]}
+    row = {
+        "image": "a.png",
+        "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "Two."}],
+    }
     (tmp_path / "mine.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=r"mine.jsonl, line 1: no .boxed.* in the answer 'Two.'"):
         read_test(tmp_path / "mine.jsonl")
@@ -296,7 +352,9 @@ def test_the_example_needs_answers_that_it_can_compare(tmp_path):
 def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
     """Whatever its config says; the projector learns from the features of inference."""
     config = copy.deepcopy(nano_model.config)
-    config.vision_config.drop_path_rate = config.vision_config.dropout = config.vision_config.attention_dropout = 0.3
+    config.vision_config.drop_path_rate = config.vision_config.dropout = (
+        config.vision_config.attention_dropout
+    ) = 0.3
     model = type(nano_model)(config)
     model.load_state_dict(nano_model.state_dict())
     sft.freeze(model, train)
@@ -316,7 +374,9 @@ def test_checkpoints_are_what_trainer_has_written(tmp_path):
     shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-12-backup")
     assert sft.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     left = {"checkpoint-9", "checkpoint-10", "checkpoint-10-merged", "checkpoint-12-backup"}
-    assert {path.name for path in tmp_path.iterdir()} == left, "only the one that was cut off is gone"
+    assert {path.name for path in tmp_path.iterdir()} == left, (
+        "only the one that was cut off is gone"
+    )
 
 
 def test_a_second_result_has_nothing_of_the_first(samples, tmp_path):
@@ -328,7 +388,13 @@ def test_a_second_result_has_nothing_of_the_first(samples, tmp_path):
 
 
 def test_streaming(samples, tmp_path):
-    summary = run(samples, tmp_path / "out", streaming="true", shuffle_buffer=8, train_sampling_strategy="random")
+    summary = run(
+        samples,
+        tmp_path / "out",
+        streaming="true",
+        shuffle_buffer=8,
+        train_sampling_strategy="random",
+    )
     assert summary["steps"] == 3 and summary["samples"]["read"] >= 12
     with pytest.raises(ValueError, match="max_steps is needed"):
         run(samples, tmp_path / "other", streaming="true", max_steps=-1)
@@ -347,12 +413,16 @@ def test_a_source_of_datasets(samples, tmp_path):
     features = datasets.Features(
         {
             "images": datasets.List(datasets.Image()),
-            "conversations": datasets.List({"from": datasets.Value("string"), "value": datasets.Value("string")}),
+            "conversations": datasets.List(
+                {"from": datasets.Value("string"), "value": datasets.Value("string")}
+            ),
         }
     )
     datasets.Dataset.from_dict(table, features=features).save_to_disk(tmp_path / "saved")
     source = f"datasets:{tmp_path / 'saved'}"
-    summary = run(source, tmp_path / "out", max_steps=-1)  # an epoch, grouped by length, as the recipe has it
+    summary = run(
+        source, tmp_path / "out", max_steps=-1
+    )  # an epoch, grouped by length, as the recipe has it
     assert summary["steps"] == 3
     assert summary["samples"] == {"read": 12, "broken": 0, "too_long": 0, "fewer_tiles": 0}
     summary = run(source, tmp_path / "streamed", streaming="true", dataloader_num_workers=4)
@@ -373,17 +443,31 @@ def test_order_depends_on_the_epoch_alone():
 
 def test_several_gpus_in_one_process_are_refused(samples, tmp_path, monkeypatch):
     monkeypatch.setattr(sft.TrainingConfig, "n_gpu", 2)
-    with pytest.raises(ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
+    with pytest.raises(
+        ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"
+    ):
         run(samples, tmp_path / "out")
 
 
 BAD = {
     "an unknown key": ({"lerning_rate": 1}, ValueError, "lerning_rate"),
-    "an unknown part": ({"train": ["mlp2"]}, ValueError, r"train: \['mlp2'\]; expected some of mlp1"),
+    "an unknown part": (
+        {"train": ["mlp2"]},
+        ValueError,
+        r"train: \['mlp2'\]; expected some of mlp1",
+    ),
     "both ways to train": ({"train": ["lora", "language_model"]}, ValueError, "exclude each other"),
     "an adapter without LoRA": ({"save": ["adapter"]}, ValueError, "adapter needs lora"),
-    "a batch that does not divide": ({"global_batch_size": 6}, ValueError, "global_batch_size=6 is no multiple of 4"),
-    "a length beyond the context": ({"max_length": 10_000}, ValueError, "max_length=10000: expected .* 4096 tokens"),
+    "a batch that does not divide": (
+        {"global_batch_size": 6},
+        ValueError,
+        "global_batch_size=6 is no multiple of 4",
+    ),
+    "a length beyond the context": (
+        {"max_length": 10_000},
+        ValueError,
+        "max_length=10000: expected .* 4096 tokens",
+    ),
     "no data": ({"data": "nothing.jsonl"}, FileNotFoundError, "nothing.jsonl does not exist"),
 }
 
@@ -403,7 +487,8 @@ def test_frozen_tensors_are_really_compared(nano_model):
         weight[3, 5] += 1e-6
     try:
         with pytest.raises(
-            RuntimeError, match=r"1 frozen tensors have changed, such as vision_model.encoder.layers.0.mlp.fc1"
+            RuntimeError,
+            match=r"1 frozen tensors have changed, such as vision_model.encoder.layers.0.mlp.fc1",
         ):
             sft.assert_frozen(nano_model, before)
     finally:
@@ -417,8 +502,13 @@ def test_what_a_shard_was_compared_with(nano_model):
     layer = "base_model.model.language_model.model.layers.0.mlp.up_proj"
     state[f"{layer}.base_layer.weight"] = state.pop(f"{layer}.weight")
     state[f"{layer}.lora_A.default.weight"] = torch.ones(2, 2)
-    state["base_model.model.mlp1.original_module.1.weight"] = state.pop("base_model.model.mlp1.1.weight")
-    assert sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"]) == 177
+    state["base_model.model.mlp1.original_module.1.weight"] = state.pop(
+        "base_model.model.mlp1.1.weight"
+    )
+    assert (
+        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
+        == 177
+    )
     state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
     with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):
         sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
@@ -433,13 +523,24 @@ def test_recipes_are_those_of_the_report():
         "logging_steps",
     }  # fmt: skip
     for stage in STAGES:
-        large, nano = (yaml.safe_load((RECIPES / size / f"{stage}.yaml").read_text()) for size in ("38b", "nano"))
-        assert (
-            large["learning_rate"] == rates[stage] and large["weight_decay"] == 0.05 and large["warmup_steps"] == 0.03
+        large, nano = (
+            yaml.safe_load((RECIPES / size / f"{stage}.yaml").read_text())
+            for size in ("38b", "nano")
         )
-        assert large["global_batch_size"] == 512 and large["max_length"] == 16384 and large["num_train_epochs"] == 1
+        assert (
+            large["learning_rate"] == rates[stage]
+            and large["weight_decay"] == 0.05
+            and large["warmup_steps"] == 0.03
+        )
+        assert (
+            large["global_batch_size"] == 512
+            and large["max_length"] == 16384
+            and large["num_train_epochs"] == 1
+        )
         assert large["train"] == nano["train"] == ["mlp1"]
-        differing = {name for name in large.keys() | nano.keys() if large.get(name) != nano.get(name)}
+        differing = {
+            name for name in large.keys() | nano.keys() if large.get(name) != nano.get(name)
+        }
         assert differing <= sizes | {"use_cpu", "disable_tqdm"}, differing
 
 
@@ -457,7 +558,11 @@ def test_selection_prefers_right_answers(samples, tmp_path):
     """The judge's likelihood ranks a true answer above the same line with a false one."""
     rows = []
     for number, (question, right, wrong) in enumerate(
-        [("What is 7 × 8?", "56", "57"), ("What is 12 + 34?", "46", "64"), ("What is 20 - 55?", "-35", "35")]
+        [
+            ("What is 7 × 8?", "56", "57"),
+            ("What is 12 + 34?", "46", "64"),
+            ("What is 20 - 55?", "-35", "35"),
+        ]
     ):
         for answer in (right, wrong):
             turns = [
@@ -467,7 +572,9 @@ def test_selection_prefers_right_answers(samples, tmp_path):
             rows.append({"id": number, "right": answer == right, "conversations": turns})
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept, scored = select.select(pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, workers=0, dtype="float32")
+    kept, scored = select.select(
+        pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, workers=0, dtype="float32"
+    )
     assert (kept, scored) == (3, 6)
     lines = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
     assert all("score" in line for line in lines)
@@ -483,7 +590,9 @@ def test_scores_are_mean_log_likelihoods(nano_tokenizer):
     ids = torch.tensor([[5, 9, 300, 301, 17], [8, 12, 99, 999, 999]])
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     labels = torch.tensor([[-100, -100, 300, 301, 17], [-100, -100, 99, -100, -100]])
-    scores = select.score_answers(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+    scores = select.score_answers(
+        model, {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    )
     with torch.no_grad():
         of_row = model(input_ids=ids[1:, :3]).logits[0, 1].log_softmax(-1)[99]
     torch.testing.assert_close(scores[1], of_row, atol=1e-4, rtol=1e-4)
@@ -495,5 +604,8 @@ def test_the_command_line_reports_errors_in_one_line(samples, tmp_path):
         cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1] == f"error: data file {tmp_path / 'nothing.jsonl'} does not exist."
+    assert (
+        done.stderr.strip().splitlines()[-1]
+        == f"error: data file {tmp_path / 'nothing.jsonl'} does not exist."
+    )
     assert not Path(tmp_path / "out" / "model").exists() and shutil.which("python3")

@@ -58,7 +58,10 @@ def test_number_of_tiles_and_their_boxes(width, height, thumbnail):
     columns, rows = select_grid(width, height, 1, 6, 28)
     boxes = tile_boxes(columns, rows, 28)
     covered = {
-        (x, y) for left, upper, right, lower in boxes for x in range(left, right, 28) for y in range(upper, lower, 28)
+        (x, y)
+        for left, upper, right, lower in boxes
+        for x in range(left, right, 28)
+        for y in range(upper, lower, 28)
     }
     assert len(covered) == columns * rows == len(boxes)
 

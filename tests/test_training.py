@@ -6,7 +6,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    Trainer,
+    TrainingArguments,
+)
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from tests import checkpoints
@@ -16,7 +22,10 @@ SIZES = [(112, 112), (300, 200), (200, 100), (100, 300)]  # 1, 7, 3 and 4 tiles
 
 def pictures():
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in SIZES]
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in SIZES
+    ]
 
 
 def load():
@@ -40,7 +49,11 @@ def processor():
 
 
 def assert_only_mlp1_changed(model, before):
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor.cpu(), before[name])}
+    changed = {
+        name
+        for name, tensor in model.state_dict().items()
+        if not torch.equal(tensor.cpu(), before[name])
+    }
     assert changed == {name for name in before if name.startswith("mlp1.")}
 
 
@@ -50,10 +63,18 @@ def test_sft_trainer(projector_model, processor, tmp_path, form):
     model, before = projector_model
     asked = [{"role": "user", "content": "What is it?"}]
     answered = [{"role": "assistant", "content": "thought</think>\n\nnoise"}]
-    row = {"messages": asked + answered} if form == "messages" else {"prompt": asked, "completion": answered}
+    row = (
+        {"messages": asked + answered}
+        if form == "messages"
+        else {"prompt": asked, "completion": answered}
+    )
     rows = [{"images": [picture], **row} for picture in pictures()]
-    arguments = SFTConfig(str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True)
-    trainer = SFTTrainer(model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=processor)
+    arguments = SFTConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=2, report_to=[], use_cpu=True
+    )
+    trainer = SFTTrainer(
+        model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=processor
+    )
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert all(np.isfinite(loss) for loss in losses) and trainer.state.global_step == 2
@@ -63,7 +84,10 @@ def test_sft_trainer(projector_model, processor, tmp_path, form):
 def test_grpo_trainer(projector_model, processor, tmp_path):
     model, before = projector_model
     dataset = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": "What is it?"}], "image": picture} for picture in pictures()]
+        [
+            {"prompt": [{"role": "user", "content": "What is it?"}], "image": picture}
+            for picture in pictures()
+        ]
     )
 
     def reward(completions, **_):
@@ -73,7 +97,13 @@ def test_grpo_trainer(projector_model, processor, tmp_path):
         str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
         report_to=[], use_cpu=True,
     )  # fmt: skip
-    trainer = GRPOTrainer(model, reward_funcs=reward, args=arguments, train_dataset=dataset, processing_class=processor)
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=reward,
+        args=arguments,
+        train_dataset=dataset,
+        processing_class=processor,
+    )
     trainer.train()
     assert trainer.state.global_step == 2
     assert_only_mlp1_changed(trainer.accelerator.unwrap_model(trainer.model), before)
@@ -90,18 +120,23 @@ def batch(processor, indices=(0, 1)):
         )
         for _ in indices
     ]
-    inputs = processor(images=images, text=prompts, padding=True, padding_side="right", return_tensors="pt")
-    return {**inputs, "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)}
+    inputs = processor(
+        images=images, text=prompts, padding=True, padding_side="right", return_tensors="pt"
+    )
+    return {
+        **inputs,
+        "labels": inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100),
+    }
 
 
 def test_lora_on_both_towers_saved_and_merged(processor, tmp_path):
     """One step changes the answer; the adapter loads again; merging gives the same logits."""
-    targets = (
-        r"(language_model\.model\.layers\.\d+\.self_attn\.(q|v)_proj)|(vision_model\.encoder\.layers\.\d+\.attn\.qkv)"
-    )
+    targets = r"(language_model\.model\.layers\.\d+\.self_attn\.(q|v)_proj)|(vision_model\.encoder\.layers\.\d+\.attn\.qkv)"
     model = get_peft_model(load(), LoraConfig(r=4, target_modules=targets))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert any("vision_model" in name for name in names) and any("language_model" in name for name in names)
+    assert any("vision_model" in name for name in names) and any(
+        "language_model" in name for name in names
+    )
     assert all("lora_" in name for name in names)
     inputs = batch(processor)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -120,10 +155,15 @@ def test_lora_on_both_towers_saved_and_merged(processor, tmp_path):
         merged = loaded.merge_and_unload()
         torch.testing.assert_close(merged(**inputs).logits, trained, atol=1e-4, rtol=1e-4)
         merged.save_pretrained(tmp_path / "merged")
-        again = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", trust_remote_code=True).eval()
+        again = AutoModelForImageTextToText.from_pretrained(
+            tmp_path / "merged", trust_remote_code=True
+        ).eval()
         torch.testing.assert_close(again(**inputs).logits, trained, atol=1e-4, rtol=1e-4)
     chat = AutoModel.from_pretrained(tmp_path / "merged", trust_remote_code=True)
-    assert chat.chat(processor.tokenizer, None, "Hi", {"max_new_tokens": 2, "do_sample": False}) is not None
+    assert (
+        chat.chat(processor.tokenizer, None, "Hi", {"max_new_tokens": 2, "do_sample": False})
+        is not None
+    )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -143,9 +183,14 @@ def test_trainer_with_gradient_checkpointing(projector_model, processor, tmp_pat
         gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant}, use_cpu=True,
         remove_unused_columns=False,
     )  # fmt: skip
-    trainer = Trainer(model, arguments, train_dataset=Rows(), data_collator=lambda features: features[0])
+    trainer = Trainer(
+        model, arguments, train_dataset=Rows(), data_collator=lambda features: features[0]
+    )
     trainer.train()
-    assert model.vision_model.encoder.gradient_checkpointing and model.language_model.model.gradient_checkpointing
+    assert (
+        model.vision_model.encoder.gradient_checkpointing
+        and model.language_model.model.gradient_checkpointing
+    )
     assert_only_mlp1_changed(model, before)
 
 

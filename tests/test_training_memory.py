@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from serving.memory_plan import load_config
+from memory import training as memory
+from memory.serving import load_config
 from tests import checkpoints
-from training import memory
 
 ROOT_CONFIG = load_config(checkpoints.ROOT)
 NANO_CONFIG = load_config(checkpoints.NANO)
@@ -43,8 +43,12 @@ def kept_by_autograd(stage):
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=stage.bf16),
     ):
-        embeddings = model.embed(ids, pixel_values=torch.zeros(tiles, 3, 112, 112, dtype=model.dtype))
-        output = model.language_model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        embeddings = model.embed(
+            ids, pixel_values=torch.zeros(tiles, 3, 112, 112, dtype=model.dtype)
+        )
+        output = model.language_model.model(
+            inputs_embeds=embeddings, use_cache=False
+        ).last_hidden_state
     del output
     return sum(storages.values())
 
@@ -57,8 +61,13 @@ def kept_by_autograd(stage):
 ], ids=str)  # fmt: skip
 def test_activations_near_what_autograd_keeps(changes):
     stage = dataclasses.replace(STAGE, **changes)
-    estimated, measured = memory.activation_bytes(NANO_CONFIG, stage)["kept"], kept_by_autograd(stage)
-    assert 1 / 1.5 < estimated / measured < 1.5, f"{estimated / 1e6:.1f} MB estimated, {measured / 1e6:.1f} MB kept"
+    estimated, measured = (
+        memory.activation_bytes(NANO_CONFIG, stage)["kept"],
+        kept_by_autograd(stage),
+    )
+    assert 1 / 1.5 < estimated / measured < 1.5, (
+        f"{estimated / 1e6:.1f} MB estimated, {measured / 1e6:.1f} MB kept"
+    )
 
 
 def test_weights_gradients_and_states_are_exact():
@@ -77,7 +86,9 @@ def test_weights_gradients_and_states_are_exact():
     def size(tensors):
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    states = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    states = [
+        state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")
+    ]
     parts = memory.estimate(NANO_CONFIG, STAGE)
     assert parts["weights"] == size(model.parameters())
     assert parts["gradients"] == size(parameter.grad for parameter in trainable)
@@ -109,7 +120,9 @@ def test_sharding_divides_what_it_should():
 
 def test_the_stages_of_the_report_fit_where_the_readme_says():
     """mlp1 on 8 × 80 GB, one sample of 16,384 tokens each; all of it on one GPU does not."""
-    stage = memory.Stage.from_yaml(checkpoints.ROOT / "training" / "recipes" / "38b" / "alignment_sft.yaml")
+    stage = memory.Stage.from_yaml(
+        checkpoints.ROOT / "training" / "recipes" / "38b" / "alignment_sft.yaml"
+    )
     assert stage.max_length == 16384 and stage.train == ("mlp1",) and stage.gradient_checkpointing
     eight = memory.estimate(ROOT_CONFIG, stage, 8, "fsdp")
     assert eight["total"] < 79e9
@@ -118,15 +131,19 @@ def test_the_stages_of_the_report_fit_where_the_readme_says():
 
 def test_command_line():
     recipe = "training/recipes/38b/mlp_init_1.yaml"
-    command = [sys.executable, "-m", "training.memory", recipe, "--gpus", "8", "--json"]
-    done = subprocess.run(command, cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120, check=True)
+    command = [sys.executable, "-m", "memory.training", recipe, "--gpus", "8", "--json"]
+    done = subprocess.run(
+        command, cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
     assert json.loads(done.stdout)["fits"] is True
     for sharding, gpus in (("ddp", 1), ("none", 0)):
         with pytest.raises(ValueError, match=r"sharding='ddp'|gpus=0"):
             memory.estimate(NANO_CONFIG, STAGE, gpus, sharding)
 
 
-@pytest.mark.parametrize("train, parts", [("language_model", ("language_model",)), ("[mlp1, lora]", ("mlp1", "lora"))])
+@pytest.mark.parametrize(
+    "train, parts", [("language_model", ("language_model",)), ("[mlp1, lora]", ("mlp1", "lora"))]
+)
 def test_a_recipe_may_have_one_text_for_a_list(tmp_path, train, parts):
     (tmp_path / "recipe.yaml").write_text(f"train: {train}\n")
     assert memory.Stage.from_yaml(tmp_path / "recipe.yaml").train == parts

@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from remote_code import configuration_skywork_chat, modeling_intern_vit, modeling_skywork_chat
 from tests import checkpoints
-from training.nano.package import load_package
 
-package = load_package()
-vit = package.vision
+vit = modeling_intern_vit
 
 
 def small(**changes):
@@ -17,7 +16,9 @@ def small(**changes):
         "hidden_size": 40, "num_attention_heads": 5, "num_hidden_layers": 3, "intermediate_size": 64,
         "image_size": 56, "patch_size": 14, "initializer_range": 0.2, "initializer_factor": 0.5,
     }  # fmt: skip
-    return vit.SkyworkVisionModel(package.SkyworkVisionConfig(**{**values, **changes})).eval()
+    return vit.SkyworkVisionModel(
+        configuration_skywork_chat.SkyworkVisionConfig(**{**values, **changes})
+    ).eval()
 
 
 def plain_forward(model, pixel_values):
@@ -29,9 +30,17 @@ def plain_forward(model, pixel_values):
         weight = state[f"{name}.weight"]
         if config.norm_type == "rms_norm" or name.endswith(("q_norm", "k_norm")):
             return weight * x / (x.pow(2).mean(-1, keepdim=True) + config.layer_norm_eps).sqrt()
-        return nn.functional.layer_norm(x, weight.shape, weight, state[f"{name}.bias"], config.layer_norm_eps)
+        return nn.functional.layer_norm(
+            x, weight.shape, weight, state[f"{name}.bias"], config.layer_norm_eps
+        )
 
-    patches = pixel_values.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    patches = (
+        pixel_values.unfold(2, 14, 14)
+        .unfold(3, 14, 14)
+        .permute(0, 2, 3, 1, 4, 5)
+        .flatten(3)
+        .flatten(1, 2)
+    )
     kernel = state["embeddings.patch_embedding.weight"].flatten(1)
     x = patches @ kernel.T + state["embeddings.patch_embedding.bias"]
     x = torch.cat([state["embeddings.class_embedding"].expand(len(x), -1, -1), x], 1)
@@ -49,17 +58,29 @@ def plain_forward(model, pixel_values):
             part = slice(head * size, (head + 1) * size)
             weights = (q[..., part] @ k[..., part].transpose(1, 2) / size**0.5).softmax(-1)
             mixed.append(weights @ v[..., part])
-        mixed = torch.cat(mixed, -1) @ state[f"{prefix}.attn.proj.weight"].T + state[f"{prefix}.attn.proj.bias"]
+        mixed = (
+            torch.cat(mixed, -1) @ state[f"{prefix}.attn.proj.weight"].T
+            + state[f"{prefix}.attn.proj.bias"]
+        )
         x = x + mixed * state[f"{prefix}.ls1"]
-        hidden = norm(x, f"{prefix}.norm2") @ state[f"{prefix}.mlp.fc1.weight"].T + state[f"{prefix}.mlp.fc1.bias"]
-        hidden = nn.functional.gelu(hidden) @ state[f"{prefix}.mlp.fc2.weight"].T + state[f"{prefix}.mlp.fc2.bias"]
+        hidden = (
+            norm(x, f"{prefix}.norm2") @ state[f"{prefix}.mlp.fc1.weight"].T
+            + state[f"{prefix}.mlp.fc1.bias"]
+        )
+        hidden = (
+            nn.functional.gelu(hidden) @ state[f"{prefix}.mlp.fc2.weight"].T
+            + state[f"{prefix}.mlp.fc2.bias"]
+        )
         x = x + hidden * state[f"{prefix}.ls2"]
     return x
 
 
 VARIANTS = [
     pytest.param({}, id="6B: RMSNorm, q/k norm, no qkv bias"),
-    pytest.param({"norm_type": "layer_norm", "qk_normalization": False, "qkv_bias": True}, id="300M: LayerNorm, bias"),
+    pytest.param(
+        {"norm_type": "layer_norm", "qk_normalization": False, "qkv_bias": True},
+        id="300M: LayerNorm, bias",
+    ),
     pytest.param({"norm_type": "layer_norm", "qkv_bias": True}, id="LayerNorm with q/k norm"),
     pytest.param({"qk_normalization": False}, id="RMSNorm without q/k norm"),
 ]
@@ -76,7 +97,10 @@ def test_variants_equal_the_description(changes, implementation):
     pixel_values = torch.randn(2, 3, 56, 56)
     with torch.no_grad():
         torch.testing.assert_close(
-            model(pixel_values).last_hidden_state, plain_forward(model, pixel_values), atol=2e-5, rtol=1e-4
+            model(pixel_values).last_hidden_state,
+            plain_forward(model, pixel_values),
+            atol=2e-5,
+            rtol=1e-4,
         )
 
 
@@ -108,8 +132,10 @@ def test_num_layers_is_a_prefix_and_computes_no_more():
 
 @pytest.mark.parametrize("select_layer", [-1, -2, 1, 0])
 def test_select_layer_uses_that_hidden_state(select_layer):
-    config = package.SkyworkChatConfig(**checkpoints.tiny_config(select_layer=select_layer))
-    model = package.SkyworkChatModel(config).eval()
+    config = configuration_skywork_chat.SkyworkChatConfig(
+        **checkpoints.tiny_config(select_layer=select_layer)
+    )
+    model = modeling_skywork_chat.SkyworkChatModel(config).eval()
     pixel_values, calls = torch.randn(1, 3, 448, 448), []
     with torch.no_grad():
         states = model.vision_model(pixel_values, output_hidden_states=True).hidden_states
@@ -178,9 +204,9 @@ def test_exactly_one_input():
 
 def test_pixel_shuffle_orders():
     """v2 keeps rows first; v1 is its transpose. Patch (row, column) is numbered 10·row + column."""
-    config = package.SkyworkChatConfig(**checkpoints.tiny_config())
+    config = configuration_skywork_chat.SkyworkChatConfig(**checkpoints.tiny_config())
     with torch.device("meta"):
-        model = package.SkyworkChatModel(config)
+        model = modeling_skywork_chat.SkyworkChatModel(config)
     numbers = (10 * torch.arange(4).view(4, 1) + torch.arange(4)).view(1, 4, 4, 1)
     model.config.ps_version = "v2"
     assert model.pixel_shuffle(numbers)[0].tolist() == [

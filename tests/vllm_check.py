@@ -22,13 +22,16 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from training.nano.package import load_package
+from remote_code import conversation, generation
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / os.environ.get("MODEL", "nano")
 END = json.loads((MODEL / "generation_config.json").read_text())["eos_token_id"]
 PICTURES = {path.stem: path for path in (ROOT / "examples" / "images").glob("*.png")}
-CALCULATE, COUNT = "What is the result of the calculation in the image?", "How many shapes are in the image?"
+CALCULATE, COUNT = (
+    "What is the result of the calculation in the image?",
+    "How many shapes are in the image?",
+)
 MAX_TOKENS = 128
 SERVER = (
     "--trust-remote-code", "--dtype", "float32", "--enforce-eager", "--max-model-len", "4096", "--max-num-seqs", "16",
@@ -42,10 +45,18 @@ CONVERSATIONS = {
     "another size": (None, [(CALCULATE, ["calculation_2"])], True),
     "shapes": (None, [(COUNT, ["counting_1"])], True),
     "a chart": (None, [("Which bar is the tallest?", ["chart_2"])], True),
-    "two images": (None, [("Which image shows more shapes, the first or the second?", ["pair_1a", "pair_1b"])], True),
+    "two images": (
+        None,
+        [("Which image shows more shapes, the first or the second?", ["pair_1a", "pair_1b"])],
+        True,
+    ),
     "several images": (None, [(COUNT, ["counting_1", "counting_2", "calculation_1"])], True),
     "two turns": (None, [(CALCULATE, ["calculation_1"]), (COUNT, ["counting_2"])], True),
-    "a second turn about the first image": (None, [(COUNT, ["counting_1"]), ("Count the shapes.", [])], True),
+    "a second turn about the first image": (
+        None,
+        [(COUNT, ["counting_1"]), ("Count the shapes.", [])],
+        True,
+    ),
     "a system message": ("Be brief.", [(COUNT, ["counting_2"])], True),
     "without thinking": (None, [("What is 7 × 8?", [])], False),
 }
@@ -62,14 +73,21 @@ def expected():
         history, pictures = None, []
         for question, names in turns:
             pictures = pictures + [str(PICTURES[picture]) for picture in names]
-            written = load_package().generation.Written()
-            options = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "stopping_criteria": [written]}
+            written = generation.GenerationMonitor()
+            options = {
+                "max_new_tokens": MAX_TOKENS,
+                "do_sample": False,
+                "stopping_criteria": [written],
+            }
             answer, history = model.chat(
                 tokenizer, pictures or None, question, options, history=history, return_history=True,
                 system_message=system, mode="think" if thinking else "no-think",
             )  # fmt: skip
             parts = [*map(image_part, names), {"type": "text", "text": question}]
-            messages += [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+            messages += [
+                {"role": "user", "content": parts},
+                {"role": "assistant", "content": answer},
+            ]
         ids = [token for token in written.ids[0].tolist() if token != END]
         results[name] = (messages[:-1], ids, answer)
     return results
@@ -87,12 +105,22 @@ def server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+    }
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), *SERVER]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True, cwd=ROOT.parent
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            cwd=ROOT.parent,
         )
     try:
         wait_until_ready(process, f"http://127.0.0.1:{port}/health", log)
@@ -130,7 +158,7 @@ def test_greedy_tokens_are_those_of_chat(server, expected, name):
     choice = client.chat.completions.create(messages=messages, **options_of(name)).choices[0]
     generated = [token for token in choice.token_ids if token != END]
     assert generated == ids
-    thinking, answer = load_package().conversation.split_thinking(text, CONVERSATIONS[name][2])
+    thinking, answer = conversation.split_thinking(text, CONVERSATIONS[name][2])
     if CONVERSATIONS[name][2]:  # the parser takes thinking and answer apart
         apart = ((choice.message.reasoning or "").strip(), (choice.message.content or "").strip())
         assert apart == (thinking, answer)
@@ -141,11 +169,13 @@ def test_stream_takes_thinking_and_answer_apart(server, expected):
     messages, _, text = expected["shapes"]
     client = openai.OpenAI(base_url=server, api_key="none")
     thinking, answer = "", ""
-    for chunk in client.chat.completions.create(messages=messages, stream=True, **options_of("shapes")):
+    for chunk in client.chat.completions.create(
+        messages=messages, stream=True, **options_of("shapes")
+    ):
         for choice in chunk.choices:
             thinking += getattr(choice.delta, "reasoning", None) or ""
             answer += choice.delta.content or ""
-    assert (thinking.strip(), answer.strip()) == load_package().conversation.split_thinking(text)
+    assert (thinking.strip(), answer.strip()) == conversation.split_thinking(text)
 
 
 def test_64_requests_at_once(server, expected):
@@ -154,7 +184,10 @@ def test_64_requests_at_once(server, expected):
 
     async def ask_all():
         async with openai.AsyncOpenAI(base_url=server, api_key="none", timeout=300) as client:
-            calls = [client.chat.completions.create(messages=expected[n][0], **options_of(n)) for n in names]
+            calls = [
+                client.chat.completions.create(messages=expected[n][0], **options_of(n))
+                for n in names
+            ]
             return await asyncio.gather(*calls)
 
     answers = asyncio.run(ask_all())
@@ -171,7 +204,9 @@ def test_more_images_than_allowed_is_a_clear_error(server):
     content = [*[image_part("counting_1")] * 5, {"type": "text", "text": COUNT}]
     client = openai.OpenAI(base_url=server, api_key="none")
     with pytest.raises(openai.BadRequestError, match="4"):
-        client.chat.completions.create(model="nano", messages=[{"role": "user", "content": content}], max_tokens=4)
+        client.chat.completions.create(
+            model="nano", messages=[{"role": "user", "content": content}], max_tokens=4
+        )
 
 
 @pytest.mark.parametrize("kept", [["content"], ["content", "reasoning"]], ids=" and ".join)
@@ -179,17 +214,28 @@ def test_a_client_gives_earlier_answers_back(server, kept):
     """With their thinking or, as most do, without: then it is closed, as `chat()` replays answers without thinking."""
     client = openai.OpenAI(base_url=server, api_key="none")
     asked = {"role": "user", "content": [image_part("counting_1"), {"type": "text", "text": COUNT}]}
-    first = client.chat.completions.create(messages=[asked], **options_of("two turns")).choices[0].message
+    first = (
+        client.chat.completions.create(messages=[asked], **options_of("two turns"))
+        .choices[0]
+        .message
+    )
     replayed = {"role": "assistant", **{name: getattr(first, name) for name in kept}}
     messages = [asked, replayed, {"role": "user", "content": "Count the shapes."}]
     second = client.chat.completions.create(messages=messages, **options_of("two turns")).choices[0]
     model = AutoModel.from_pretrained(MODEL, dtype=torch.float32, trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
-    written, thinking = load_package().generation.Written(), first.reasoning.strip() if "reasoning" in kept else ""
+    written, thinking = (
+        generation.GenerationMonitor(),
+        first.reasoning.strip() if "reasoning" in kept else "",
+    )
     history = [(f"<image>\n{COUNT}", f"{thinking}\n</think>\n\n{first.content.strip()}")]
     options = {"max_new_tokens": MAX_TOKENS, "do_sample": False, "stopping_criteria": [written]}
-    model.chat(tokenizer, str(PICTURES["counting_1"]), "Count the shapes.", options, history=history)
-    assert [token for token in second.token_ids if token != END] == [t for t in written.ids[0].tolist() if t != END]
+    model.chat(
+        tokenizer, str(PICTURES["counting_1"]), "Count the shapes.", options, history=history
+    )
+    assert [token for token in second.token_ids if token != END] == [
+        t for t in written.ids[0].tolist() if t != END
+    ]
 
 
 def test_offline_engine_equals_transformers(tmp_path):
@@ -207,14 +253,20 @@ def test_offline_engine_equals_transformers(tmp_path):
     outputs = {}
     for engine in ("vllm", "transformers"):
         answers = tmp_path / f"{engine}.jsonl"
-        more = ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}'] if engine == "vllm" else []
+        more = (
+            ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}']
+            if engine == "vllm"
+            else []
+        )
         process = subprocess.run(
             [sys.executable, "-m", "serving.offline", str(questions), str(answers), "--model", str(MODEL),
              "--engine", engine, "--dtype", "float32", "--max-new-tokens", str(MAX_TOKENS), *more],
             cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"},
         )  # fmt: skip
         records = [json.loads(line) for line in answers.read_text().splitlines()]
-        (failed,) = (records.pop(index) for index, entry in enumerate(records) if entry["id"] == "too long")
+        (failed,) = (
+            records.pop(index) for index, entry in enumerate(records) if entry["id"] == "too long"
+        )
         assert process.returncode == 1 and "4096" in failed["error"]
         outputs[engine] = {entry["id"]: (entry["thinking"], entry["answer"]) for entry in records}
     assert outputs["vllm"] == outputs["transformers"] and len(outputs["vllm"]) == len(lines) - 1

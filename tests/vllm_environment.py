@@ -39,7 +39,10 @@ sys.meta_path.insert(0, DescribeOperators())
 
 
 def imports(name):
-    return subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode
+        == 0
+    )
 
 
 def name_vllm():
@@ -54,7 +57,9 @@ def name_vllm():
 
 def main():
     name_vllm()
-    installed = [name for name in ("torchaudio", "torchcodec") if importlib.util.find_spec(name) is not None]
+    installed = [
+        name for name in ("torchaudio", "torchcodec") if importlib.util.find_spec(name) is not None
+    ]
     broken = [name for name in installed if not imports(name)]
     if broken:
         subprocess.run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *broken], check=True)
@@ -62,7 +67,9 @@ def main():
         return
     (Path(sysconfig.get_paths()["purelib"]) / "sitecustomize.py").write_text(HOOK)
     if not imports("torchvision"):
-        sys.exit("error: torchvision cannot be imported, and describing its operators was not enough")
+        sys.exit(
+            "error: torchvision cannot be imported, and describing its operators was not enough"
+        )
 
 
 if __name__ == "__main__":

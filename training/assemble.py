@@ -31,13 +31,18 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from tqdm import tqdm
 
-from training.nano.package import load_package
+from remote_code import (
+    checkpoint_files,
+    configuration_skywork_chat,
+    conversation,
+    modeling_skywork_chat,
+)
+from training.checkpoint import Checkpoint, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGE_TOKENS = load_package().conversation.IMAGE_TOKENS
+IMAGE_TOKENS = conversation.IMAGE_TOKENS
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 # A projector or a vision part brings these settings along, since it was trained with them
 VISUAL_SETTINGS = (
@@ -48,73 +53,6 @@ VISION_PREFIX, LANGUAGE_PREFIX, PROJECTOR_PREFIX = "vision_model.", "language_mo
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 RMS_OF_GELU = 0.652  # root mean square of GELU(x) for x of N(0, 1)
 ROW_MULTIPLE = 64  # of a grown vocabulary, so that tensor parallel ranks can share it out
-
-
-class Checkpoint:
-    """Tensors of a directory by name, read one at a time.
-
-    Args:
-        folder: with `*.safetensors` (or, in older repositories, `pytorch_model*.bin`).
-        prefix: only names that start with it, which it is cut off from.
-
-    Raises:
-        FileNotFoundError: no such directory, config.json, or weights.
-    """
-
-    def __init__(self, folder, prefix=""):
-        self.folder, self.prefix = Path(folder), prefix
-        self._files = {}
-        shards = sorted(self.folder.glob("*.safetensors"))
-        self._is_pickle = not shards
-        shards = shards or sorted(self.folder.glob("pytorch_model*.bin"))
-        if not shards:
-            raise FileNotFoundError(f"{self.folder} has no weights: expected *.safetensors or pytorch_model*.bin.")
-        self._missing_shards = self._indexed_files() - {shard.name for shard in shards}
-        if self._missing_shards:
-            raise FileNotFoundError(
-                f"{self.folder} lacks {len(self._missing_shards)} of the files its index names, such as "
-                f"{min(self._missing_shards)}: download it again."
-            )
-        self._home = {name: shard for shard in shards for name in self._open(shard)}
-        self.names = sorted(name[len(prefix) :] for name in self._home if name.startswith(prefix))
-
-    def _indexed_files(self):
-        indices = list(self.folder.glob("*.index.json"))
-        chosen = [path for path in indices if path.name.startswith("pytorch_model") == self._is_pickle]
-        return {name for path in chosen for name in json.loads(path.read_text())["weight_map"].values()}
-
-    def _open(self, shard):
-        """The names in a shard; a pickled one is mapped into memory, not read."""
-        if self._is_pickle:
-            self._files[shard] = torch.load(shard, map_location="cpu", mmap=True, weights_only=True)
-            return list(self._files[shard])
-        with safe_open(shard, framework="pt") as file:
-            return list(file.keys())
-
-    def shape(self, name):
-        name = self.prefix + name
-        if self._is_pickle:
-            return tuple(self._files[self._home[name]][name].shape)
-        with safe_open(self._home[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
-
-    def read(self, name):
-        name = self.prefix + name
-        if self._is_pickle:
-            return self._files[self._home[name]][name]
-        with safe_open(self._home[name], framework="pt") as file:
-            return file.get_tensor(name)
-
-    def fingerprint(self):
-        files = sorted(set(self._home.values()))
-        return [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
-def read_config(folder, role):
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"--{role} {folder}: expected a checkpoint's directory, with a config.json.")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def open_vision(folder):
@@ -158,7 +96,9 @@ def open_language_model(folder):
             "expected a Qwen2ForCausalLM checkpoint."
         )
     if config.get("quantization_config"):
-        raise ValueError(f"--language-model {folder} is quantized; assemble the full weights and quantize the result.")
+        raise ValueError(
+            f"--language-model {folder} is quantized; assemble the full weights and quantize the result."
+        )
     missing = [name for name in TOKENIZER_FILES if not (Path(folder) / name).is_file()]
     if missing:
         raise FileNotFoundError(f"--language-model {folder} has no {' and no '.join(missing)}.")
@@ -177,7 +117,13 @@ def append_image_tokens(serialized):
     new = []
     for content in IMAGE_TOKENS:
         if content not in present:
-            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            flags = {
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
             serialized["added_tokens"].append({"id": free, "content": content, **flags})
             present[content], free = free, free + 1
             new.append(content)
@@ -191,7 +137,9 @@ def same_base_vocabulary(first, second):
     """
 
     def pairs(merges):
-        return [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+        return [
+            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges
+        ]
 
     first, second = first["model"], second["model"]
     return first["vocab"] == second["vocab"] and pairs(first["merges"]) == pairs(second["merges"])
@@ -210,7 +158,7 @@ def choose_template(serialized):
     )
 
 
-class Plan:
+class AssemblyPlan:
     """What is written and where each tensor comes from; made, and checked, before anything is.
 
     Attributes:
@@ -221,7 +169,6 @@ class Plan:
     """
 
     def __init__(self, vision, language_model, mlp1=None, dtype="bfloat16", seed=0, settings=None):
-        package = load_package()
         self.dtype, self.seed, self.notes = getattr(torch, dtype), seed, []
         vision_config, visual_settings, self.vision = open_vision(vision)
         llm_config, self.language = open_language_model(language_model)
@@ -234,11 +181,15 @@ class Plan:
             own = read_config(mlp1, "mlp1")
             visual_settings |= {name: own[name] for name in VISUAL_SETTINGS if name in own}
             self._check_vocabulary(mlp1)
-        self.tokenizer, image_ids, new_tokens = append_image_tokens(self._read_tokenizer(language_model))
-        self.new_ids = [token_id for token, token_id in zip(IMAGE_TOKENS, image_ids) if token in new_tokens]
+        self.tokenizer, image_ids, new_tokens = append_image_tokens(
+            self._read_tokenizer(language_model)
+        )
+        self.new_ids = [
+            token_id for token, token_id in zip(IMAGE_TOKENS, image_ids) if token in new_tokens
+        ]
         llm_config = {
             "architectures": ["Qwen2ForCausalLM"],
-            **package.configuration.portable_language_config(llm_config),
+            **configuration_skywork_chat.portable_language_config(llm_config),
         }
         llm_config["torch_dtype"] = dtype
         self.old_rows = llm_config["vocab_size"]
@@ -252,9 +203,13 @@ class Plan:
             self.notes.append(
                 f"{', '.join(new_tokens)} appended as {self.new_ids}; their embeddings are the mean of all others."
             )
-        self.config = self._compose(vision_config, llm_config, visual_settings, settings or {}, image_ids[2], dtype)
+        self.config = self._compose(
+            vision_config, llm_config, visual_settings, settings or {}, image_ids[2], dtype
+        )
         with torch.device("meta"):
-            model = package.SkyworkChatModel(package.SkyworkChatConfig(**self.config))
+            model = modeling_skywork_chat.SkyworkChatModel(
+                configuration_skywork_chat.SkyworkChatConfig(**self.config)
+            )
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._check_head()
         self._check_tensors(vision, language_model, mlp1)
@@ -268,7 +223,9 @@ class Plan:
     def _check_vocabulary(self, mlp1):
         if not (Path(mlp1) / "tokenizer.json").is_file():
             return
-        if not same_base_vocabulary(self._read_tokenizer(mlp1), self._read_tokenizer(self.language_folder)):
+        if not same_base_vocabulary(
+            self._read_tokenizer(mlp1), self._read_tokenizer(self.language_folder)
+        ):
             raise ValueError(
                 f"--language-model {self.language_folder} has another base vocabulary than the one that the projector "
                 f"of {mlp1} was trained with: a projector moves only between children of one base model. Train a new "
@@ -277,9 +234,15 @@ class Plan:
 
     def _compose(self, vision_config, llm_config, visual_settings, settings, image_token_id, dtype):
         root = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))
-        known = inspect.signature(load_package().SkyworkVisionConfig.__init__).parameters
+        known = inspect.signature(
+            configuration_skywork_chat.SkyworkVisionConfig.__init__
+        ).parameters
         vision_config = {name: value for name, value in vision_config.items() if name in known}
-        vision_config |= {"model_type": "skywork_vision", "architectures": ["SkyworkVisionModel"], "torch_dtype": dtype}
+        vision_config |= {
+            "model_type": "skywork_vision",
+            "architectures": ["SkyworkVisionModel"],
+            "torch_dtype": dtype,
+        }
         given = {name: value for name, value in visual_settings.items() if value is not None}
         config = root | {"force_image_size": vision_config["image_size"]} | given | settings
         tied = bool(llm_config.get("tie_word_embeddings", False))
@@ -300,7 +263,9 @@ class Plan:
                 "set tie_word_embeddings to true in its config.json."
             )
         if tied and head in self.language.names:
-            same = torch.equal(self.language.read(head), self.language.read("model.embed_tokens.weight"))
+            same = torch.equal(
+                self.language.read(head), self.language.read("model.embed_tokens.weight")
+            )
             if not same:
                 raise ValueError(
                     f"{self.language_folder}: tie_word_embeddings is true, but {head} differs from the embeddings. Set "
@@ -329,7 +294,10 @@ class Plan:
             if own not in checkpoint.names:
                 missing.append(f"{own} in {checkpoint.folder}")
                 continue
-            found, grows = checkpoint.shape(own), own in ("lm_head.weight", "model.embed_tokens.weight")
+            found, grows = (
+                checkpoint.shape(own),
+                own in ("lm_head.weight", "model.embed_tokens.weight"),
+            )
             if found != ((self.old_rows, *shape[1:]) if grows else shape):
                 misfits.append((name, own, checkpoint, found, shape))
         if missing:
@@ -346,7 +314,9 @@ class Plan:
                     f"{folders[LANGUAGE_PREFIX]} need {self.shapes['mlp1.1.weight'][1]} and "
                     f"{self.shapes['mlp1.3.weight'][0]}. Leave --mlp1 out for a new one."
                 )
-            raise ValueError(f"{own} of {checkpoint.folder} has the shape {found}, expected {shape}. {hint}")
+            raise ValueError(
+                f"{own} of {checkpoint.folder} has the shape {found}, expected {shape}. {hint}"
+            )
         for checkpoint, names in used.items():
             tied_head = {"lm_head.weight"} if self.config["tie_word_embeddings"] else set()
             unused = sorted(set(checkpoint.names) - names - tied_head)
@@ -396,7 +366,9 @@ class Plan:
 
     def _embedding_size(self):
         """Root mean square of the embeddings of the tokens that the tokenizer has."""
-        tensor = self.language.read("model.embed_tokens.weight")[: min([self.old_rows, *self.new_ids])]
+        tensor = self.language.read("model.embed_tokens.weight")[
+            : min([self.old_rows, *self.new_ids])
+        ]
         squares = sum(float(part.float().square().sum()) for part in tensor.split(8192))
         return (squares / tensor.numel()) ** 0.5
 
@@ -406,8 +378,12 @@ class Plan:
 
     def fingerprint(self):
         """Changes with anything that would change the output."""
-        sources = [c.fingerprint() for c in (self.vision, self.language, self.projector) if c is not None]
-        return json.dumps([sources, self.config, str(self.dtype), self.seed, self.tokenizer["added_tokens"]])
+        sources = [
+            c.fingerprint() for c in (self.vision, self.language, self.projector) if c is not None
+        ]
+        return json.dumps(
+            [sources, self.config, str(self.dtype), self.seed, self.tokenizer["added_tokens"]]
+        )
 
 
 def shards_of(plan, max_shard_bytes):
@@ -429,7 +405,11 @@ def write_shard(path, names, plan, progress):
     kind = DTYPES[str(plan.dtype).removeprefix("torch.")]
     for name in names:
         end = offset + plan.bytes_of(name)
-        header[name] = {"dtype": kind, "shape": list(plan.shapes[name]), "data_offsets": [offset, end]}
+        header[name] = {
+            "dtype": kind,
+            "shape": list(plan.shapes[name]),
+            "data_offsets": [offset, end],
+        }
         offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
@@ -447,7 +427,7 @@ def write_shard(path, names, plan, progress):
 
 def write_small_files(plan, folder):
     """Code, tokenizer, generation config and processor files."""
-    for name in load_package().modeling.CODE_FILES:
+    for name in checkpoint_files.CODE_FILES:
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "preprocessor").mkdir(exist_ok=True)
     for path in (ROOT / "preprocessor").glob("*.py"):
@@ -455,7 +435,9 @@ def write_small_files(plan, folder):
             shutil.copyfile(path, folder / "preprocessor" / path.name)
 
     def write(name, content):
-        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+        )
 
     source = plan.language_folder
     write("tokenizer.json", plan.tokenizer)
@@ -477,25 +459,29 @@ def write_small_files(plan, folder):
         shutil.copyfile(source / "generation_config.json", folder / "generation_config.json")
     else:
         ids = {
-            name: llm[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if llm.get(name) is not None
+            name: llm[name]
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            if llm.get(name) is not None
         }
         write("generation_config.json", {**ids, "do_sample": False})
     size = plan.config["force_image_size"]
     preprocessing = json.loads((ROOT / "preprocessor_config.json").read_text(encoding="utf-8"))
     tiling = ("dynamic_image_size", "min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
-    preprocessing |= {"size": size, "crop_size": size} | {name: plan.config[name] for name in tiling}
+    preprocessing |= {"size": size, "crop_size": size} | {
+        name: plan.config[name] for name in tiling
+    }
     write("preprocessor_config.json", preprocessing)
     processing = json.loads((ROOT / "processor_config.json").read_text(encoding="utf-8"))
-    tokens_per_side = size // plan.config["vision_config"]["patch_size"] * plan.config["downsample_ratio"]
+    tokens_per_side = (
+        size // plan.config["vision_config"]["patch_size"] * plan.config["downsample_ratio"]
+    )
     write("processor_config.json", processing | {"num_image_token": int(tokens_per_side) ** 2})
 
 
 def _chatml_template():
     """The root's chat template with the control tokens of Qwen2.5, as "skywork-r1v3" writes them."""
     template = (ROOT / "chat_template.jinja").read_text(encoding="utf-8")
-    system_check = (
-        "{%- if not loop.first -%}{{- raise_exception('A system message can only come first.') -}}{%- endif -%}\n"
-    )
+    system_check = "{%- if not loop.first -%}{{- raise_exception('A system message can only come first.') -}}{%- endif -%}\n"
     for old, new in (
         ("{%- set begin = '<｜begin▁of▁sentence｜>' -%}\n{{- begin -}}\n", ""),
         (system_check, system_check + "        {{- '<|im_start|>system\\n' -}}\n"),
@@ -518,11 +504,22 @@ def check_disk(folder, needed):
     """Raises OSError (ENOSPC) if so many bytes cannot be written below the folder."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free", str(folder))
+        raise OSError(
+            errno.ENOSPC,
+            f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            str(folder),
+        )
 
 
 def assemble(
-    output, vision, language_model, mlp1=None, dtype="bfloat16", seed=0, max_shard_bytes=5 * 10**9, settings=None
+    output,
+    vision,
+    language_model,
+    mlp1=None,
+    dtype="bfloat16",
+    seed=0,
+    max_shard_bytes=5 * 10**9,
+    settings=None,
 ):
     """Write a complete repository.
 
@@ -540,13 +537,13 @@ def assemble(
     Raises:
         FileExistsError: `output` exists.
         FileNotFoundError: a source is no checkpoint, or an incomplete one.
-        ValueError: sources that do not fit each other; see `Plan`.
+        ValueError: sources that do not fit each other; see `AssemblyPlan`.
         OSError: the disk is full; what is whole stays in `output`.partial, and the same call goes on from there.
     """
     output = Path(output)
     if output.exists():
         raise FileExistsError(f"{output} exists: name a new directory, or remove it.")
-    plan = Plan(vision, language_model, mlp1, dtype, seed, settings)
+    plan = AssemblyPlan(vision, language_model, mlp1, dtype, seed, settings)
     partial = output.with_name(output.name + ".partial")
     fingerprint = json.dumps([plan.fingerprint(), max_shard_bytes])
     if partial.exists() and _read_text(partial / "plan.json") != fingerprint:
@@ -555,14 +552,25 @@ def assemble(
     (partial / "plan.json").write_text(fingerprint)
     shards = shards_of(plan, max_shard_bytes)
     total = sum(plan.bytes_of(name) for name in plan.shapes)
-    files = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        for number in range(1, len(shards) + 1)
+    ]
     if len(shards) == 1:
         files = ["model.safetensors"]
     done = {file for file in files if (partial / file).is_file()}
     check_disk(
-        partial, sum(plan.bytes_of(name) for file, names in zip(files, shards) if file not in done for name in names)
+        partial,
+        sum(
+            plan.bytes_of(name)
+            for file, names in zip(files, shards)
+            if file not in done
+            for name in names
+        ),
     )
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1000, desc=output.name) as progress:
+    with tqdm(
+        total=total, unit="B", unit_scale=True, unit_divisor=1000, desc=output.name
+    ) as progress:
         for file, names in zip(files, shards):
             if file in done:
                 progress.update(sum(plan.bytes_of(name) for name in names))
@@ -575,7 +583,9 @@ def assemble(
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
         write_small_files(plan, partial)
-        (partial / "config.json").write_text(json.dumps(plan.config, indent=2) + "\n", encoding="utf-8")
+        (partial / "config.json").write_text(
+            json.dumps(plan.config, indent=2) + "\n", encoding="utf-8"
+        )
     (partial / "plan.json").unlink()
     partial.replace(output)
     return plan.notes
@@ -592,18 +602,30 @@ def _explained(partial):
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        hint = "the disk is full; free some space and run the same command again, whole files are kept"
+        hint = (
+            "the disk is full; free some space and run the same command again, whole files are kept"
+        )
         raise OSError(errno.ENOSPC, hint, str(partial)) from error
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="directory to write; must not exist")
-    parser.add_argument("--vision", required=True, help="InternViT checkpoint, or a model whose vision part is taken")
-    parser.add_argument("--language-model", required=True, help="Qwen2 checkpoint, or a repository of this code")
-    parser.add_argument("--mlp1", help="checkpoint whose projector is taken; without it a new one is made")
+    parser.add_argument(
+        "--vision",
+        required=True,
+        help="InternViT checkpoint, or a model whose vision part is taken",
+    )
+    parser.add_argument(
+        "--language-model", required=True, help="Qwen2 checkpoint, or a repository of this code"
+    )
+    parser.add_argument(
+        "--mlp1", help="checkpoint whose projector is taken; without it a new one is made"
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
-    parser.add_argument("--max-tiles", type=int, help="of an image, thumbnail not counted (max_dynamic_patch)")
+    parser.add_argument(
+        "--max-tiles", type=int, help="of an image, thumbnail not counted (max_dynamic_patch)"
+    )
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest file of weights in GB")
     parser.add_argument("--seed", type=int, default=0, help="of a new projector")
     arguments = parser.parse_args()

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from preprocessor.image_loading import LONGEST_PATH, open_image
 from preprocessor.tiling import count_tiles
-from training.nano.package import load_package
+from remote_code import conversation
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 ROLES = {"human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT, "system": SYSTEM}
@@ -45,7 +45,7 @@ class TooLongError(SampleError):
 
 
 @dataclasses.dataclass
-class Conversation:
+class ChatSample:
     """A checked sample: (question, answer) pairs, a system message, and images in the order of the `<image>`."""
 
     turns: list
@@ -59,28 +59,31 @@ def parse_row(row):
     Raises:
         SampleError: roles that do not alternate, an empty answer, or other than one `<image>` for each image.
     """
-    package = load_package().conversation
     if not isinstance(row, dict):
         raise SampleError(f"expected an object, found {type(row).__name__}{_hint_at_array(row)}")
     messages = row.get("conversations") or row.get("messages")
     if not isinstance(messages, list) or not messages:
         raise SampleError('expected a list "conversations" (InternVL, LLaVA) or "messages"')
     images = row.get("image") if row.get("images") is None else row["images"]
-    images = [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    images = (
+        [] if images is None else list(images) if isinstance(images, (list, tuple)) else [images]
+    )
     texts = [_parse_message(message, bool(images)) for message in messages]
     system = texts.pop(0)[1] if texts[0][0] == SYSTEM else ""
     roles = [role for role, _ in texts]
     if len(roles) < 2 or roles != [USER, ASSISTANT] * (len(roles) // 2):
-        raise SampleError(f"expected questions and answers in turns, found {', '.join(roles) or 'none'}")
+        raise SampleError(
+            f"expected questions and answers in turns, found {', '.join(roles) or 'none'}"
+        )
     questions, answers = [text for _, text in texts[::2]], [text for _, text in texts[1::2]]
     if not all(answer.strip() for answer in answers):
         raise SampleError("an answer is empty")
-    placed = sum(question.count(package.IMAGE_PLACEHOLDER) for question in questions)
+    placed = sum(question.count(conversation.IMAGE_PLACEHOLDER) for question in questions)
     if placed == 0:
-        questions[0] = f"{package.IMAGE_PLACEHOLDER}\n" * len(images) + questions[0]
+        questions[0] = f"{conversation.IMAGE_PLACEHOLDER}\n" * len(images) + questions[0]
     elif placed != len(images):
         raise SampleError(f"{placed} <image> in the questions but {len(images)} images")
-    return Conversation(list(zip(questions, answers)), images, system)
+    return ChatSample(list(zip(questions, answers)), images, system)
 
 
 def _parse_message(message, has_images):
@@ -91,7 +94,10 @@ def _parse_message(message, has_images):
     """
     if not isinstance(message, dict):
         raise SampleError(f"a message is {type(message).__name__}, not an object")
-    role, content = message.get("from", message.get("role")), message.get("value", message.get("content"))
+    role, content = (
+        message.get("from", message.get("role")),
+        message.get("value", message.get("content")),
+    )
     if role not in ROLES:
         raise SampleError(f"role {role!r} is unknown; expected one of {', '.join(ROLES)}")
     if isinstance(content, list):
@@ -105,17 +111,25 @@ def _text_of_part(part, has_images):
     if not isinstance(part, dict):
         raise SampleError(f"a part of a message is {type(part).__name__}, not an object")
     if part.get("type") != "text":
-        own = [name for name in ("path", "url", "image", "image_url", "base64") if part.get(name) is not None]
+        own = [
+            name
+            for name in ("path", "url", "image", "image_url", "base64")
+            if part.get(name) is not None
+        ]
         if own and not has_images:
-            raise SampleError(f'a part of a message has its image in itself ("{own[0]}"); list images under "images"')
+            raise SampleError(
+                f'a part of a message has its image in itself ("{own[0]}"); list images under "images"'
+            )
         return "<image>\n"
     if not isinstance(part.get("text"), str):
-        raise SampleError(f"the text of a message's part is {type(part.get('text')).__name__}, not text")
+        raise SampleError(
+            f"the text of a message's part is {type(part.get('text')).__name__}, not text"
+        )
     return part["text"]
 
 
 class Encoder:
-    """Turns a `Conversation` into ids, labels and tiles.
+    """Turns a `ChatSample` into ids, labels and tiles.
 
     Args:
         config: `SkyworkChatConfig` of the model.
@@ -126,28 +140,37 @@ class Encoder:
             each is too much; "drop" drops it at once. Nothing is ever cut off.
     """
 
-    def __init__(self, config, tokenizer, image_processor, max_length, max_tiles=None, long_samples="fewer_tiles"):
+    def __init__(
+        self,
+        config,
+        tokenizer,
+        image_processor,
+        max_length,
+        max_tiles=None,
+        long_samples="fewer_tiles",
+    ):
         if long_samples not in ("fewer_tiles", "drop"):
-            raise ValueError(f"long_samples={long_samples!r} is unknown; expected 'fewer_tiles' or 'drop'.")
-        self.package = load_package().conversation
+            raise ValueError(
+                f"long_samples={long_samples!r} is unknown; expected 'fewer_tiles' or 'drop'."
+            )
         self.tokenizer, self.image_processor = tokenizer, image_processor
-        self.template = self.package.get_conv_template(config.template)
+        self.template = conversation.get_conv_template(config.template)
         self.tokens_per_tile = config.num_image_token
         self.max_length, self.long_samples = max_length, long_samples
         self.max_tiles = max_tiles or image_processor.max_dynamic_patch
 
-    def __call__(self, conversation, image_root=None):
+    def __call__(self, sample, image_root=None):
         """A dict of input_ids and labels (int64, length), pixel_values (tiles, 3, side, side) or None, `fewer_tiles`.
 
         Raises:
             SampleError: an image that cannot be read.
             TooLongError: more than `max_length` tokens.
         """
-        images = [self._open(image, image_root) for image in conversation.images]
+        images = [self._open(image, image_root) for image in sample.images]
         processor, limit = self.image_processor, self.max_tiles
         while True:
             tiles = [self.count_tiles(image, limit) for image in images]
-            ids, labels = self.tokens(conversation, tiles)
+            ids, labels = self.tokens(sample, tiles)
             if len(ids) <= self.max_length:
                 break
             if limit == 1 or not images or self.long_samples == "drop":
@@ -167,29 +190,33 @@ class Encoder:
             "fewer_tiles": limit < self.max_tiles,
         }
 
-    def tokens(self, conversation, tiles):
+    def tokens(self, sample, tiles):
         """Ids and labels (IGNORED on prompts) of a conversation whose images have so many tiles each."""
         remaining, ids, labels = [self.tokens_per_tile * count for count in tiles], [], []
-        for number, (question, answer) in enumerate(conversation.turns):
-            count = question.count(self.package.IMAGE_PLACEHOLDER)
+        for number, (question, answer) in enumerate(sample.turns):
+            count = question.count(conversation.IMAGE_PLACEHOLDER)
             count = min(count, len(remaining))
             own, remaining = remaining[:count], remaining[count:]
-            asked = self.package.open_conversation(
+            asked = conversation.open_conversation(
                 self.template,
-                self.package.Question(question, count),
-                system_message=conversation.system if number == 0 else "",
+                conversation.Question(question, count),
+                system_message=sample.system if number == 0 else "",
             )
             begin = self.template.begin if number == 0 else ""
-            prompt = self.package.encode_segments(self.tokenizer, asked.segments(own), begin)
-            reply = self.package.encode_segments(self.tokenizer, self._answer_segments(answer))
+            prompt = conversation.encode_segments(self.tokenizer, asked.segments(own), begin)
+            reply = conversation.encode_segments(self.tokenizer, self._answer_segments(answer))
             ids += prompt + reply
             labels += [IGNORED] * len(prompt) + reply
         return ids, labels
 
     def _answer_segments(self, answer):
-        end = self.package.THINK_END
+        end = conversation.THINK_END
         if end not in answer:
-            return [(self.template.skipped_thinking, True), (answer, False), (self.template.sep, True)]
+            return [
+                (self.template.skipped_thinking, True),
+                (answer, False),
+                (self.template.sep, True),
+            ]
         if answer.lstrip().startswith("<think>"):
             answer = answer.lstrip().removeprefix("<think>").removeprefix("\n")
         thinking, _, rest = answer.partition(end)
@@ -215,7 +242,12 @@ class Encoder:
 
 def local_path(image, image_root=None):
     """Where the file of an image lies, or None: a URL, base64 text, or no text at all."""
-    if not isinstance(image, str) or "://" in image or image.startswith("data:") or len(image) > LONGEST_PATH:
+    if (
+        not isinstance(image, str)
+        or "://" in image
+        or image.startswith("data:")
+        or len(image) > LONGEST_PATH
+    ):
         return None
     return Path(image_root or "") / image
 
@@ -247,7 +279,9 @@ class Counts:
         self._rows[0 if worker is None else 1 + worker.id, column] += 1
 
     def is_unusable(self, line):
-        return bool(self._rows[line, COUNTED.index("broken")] or self._rows[line, COUNTED.index("too_long")])
+        return bool(
+            self._rows[line, COUNTED.index("broken")] or self._rows[line, COUNTED.index("too_long")]
+        )
 
     def _sums(self, rows):
         sums = dict(zip(COUNTED, rows.sum(0, dtype=torch.int64).tolist()))
@@ -306,13 +340,22 @@ class Conversations(Dataset):
 
     def encode_line(self, index):
         """The encoded sample, or None for one that is counted as broken or too long."""
-        return _encode(self.encoder, self.counts, lambda: self.row(index), self.root(index), self.where(index), index)
+        return _encode(
+            self.encoder,
+            self.counts,
+            lambda: self.row(index),
+            self.root(index),
+            self.where(index),
+            index,
+        )
 
     def __getitem__(self, index):
         if not 0 <= index < len(self):
             raise IndexError(index)
         sample = self._usable(index)
-        if sample is None:  # its substitute is the same whenever it is asked for: a resumed training reads it again
+        if (
+            sample is None
+        ):  # its substitute is the same whenever it is asked for: a resumed training reads it again
             order = torch.randperm(len(self), generator=torch.Generator().manual_seed(index))
             sample = next(filter(None, map(self._usable, order.tolist())), None)
         if sample is None:
@@ -376,8 +419,8 @@ class ConversationFile(Conversations):
         return self.image_root or path.parent
 
     def _check(self, line, path):
-        conversation = parse_row(_parse_json(line))
-        for image in conversation.images:
+        sample = parse_row(_parse_json(line))
+        for image in sample.images:
             file = local_path(image, self._root(path))
             if file is not None and not file.is_file():
                 raise SampleError(f"no image file {file}")
@@ -403,15 +446,18 @@ class ConversationFile(Conversations):
 
         An image that cannot be read counts nothing here: it is reported when its turn comes.
         """
-        conversation = parse_row(self.row(index))
-        tokens = _tokens_of_text(conversation)
-        for image in conversation.images:
+        sample = parse_row(self.row(index))
+        tokens = _tokens_of_text(sample)
+        for image in sample.images:
             path = local_path(image, self.root(index))
             if path is None:
                 continue
             try:
                 with Image.open(path) as opened:
-                    tokens += self.encoder.count_tiles(opened, self.encoder.max_tiles) * self.encoder.tokens_per_tile
+                    tokens += (
+                        self.encoder.count_tiles(opened, self.encoder.max_tiles)
+                        * self.encoder.tokens_per_tile
+                    )
             except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 continue
         return min(tokens, self.encoder.max_length)
@@ -472,7 +518,12 @@ class StreamedConversations:
     """
 
     def __init__(self, rows, name, encoder, image_root=None, max_broken_share=0.0, fingerprint=""):
-        self.name, self.encoder, self.image_root, self.fingerprint = name, encoder, image_root, fingerprint
+        self.name, self.encoder, self.image_root, self.fingerprint = (
+            name,
+            encoder,
+            image_root,
+            fingerprint,
+        )
         self.counts = Counts(None, 0, max_broken_share)
         if rows.features is not None:
             # Images are decoded here, where a broken one counts; `decode` takes out threads that would do it before
@@ -486,7 +537,9 @@ class StreamedConversations:
         if set(row) == {"path", "number", "line"}:
             root, where = root or Path(row["path"]).parent, f"{row['path']}, line {row['number']}"
             line = row["line"]
-            return {"sample": _encode(self.encoder, self.counts, lambda: _parse_json(line), root, where)}
+            return {
+                "sample": _encode(self.encoder, self.counts, lambda: _parse_json(line), root, where)
+            }
         return {"sample": _encode(self.encoder, self.counts, lambda: row, root, where)}
 
 
@@ -514,8 +567,8 @@ def json_lines(paths):
                     yield {"path": str(path), "number": number, "line": line}
 
 
-def _tokens_of_text(conversation):
-    return sum(len(question) + len(answer) for question, answer in conversation.turns) // 3
+def _tokens_of_text(sample):
+    return sum(len(question) + len(answer) for question, answer in sample.turns) // 3
 
 
 def _parse_json(line):
@@ -529,7 +582,11 @@ def _hint_at_array(content):
     """What to do about LLaVA's files, which are one JSON array."""
     is_text = isinstance(content, (str, bytes))
     is_array = isinstance(content, list) or (is_text and content.lstrip()[:1] in ("[", b"["))
-    return "; of a JSON array make an object a line: jq -c '.[]' data.json > data.jsonl" if is_array else ""
+    return (
+        "; of a JSON array make an object a line: jq -c '.[]' data.json > data.jsonl"
+        if is_array
+        else ""
+    )
 
 
 def _encode(encoder, counts, read_row, image_root, where, line=None):

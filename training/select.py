@@ -31,12 +31,18 @@ def score_answers(model, batch, block=1024):
     device = model.get_input_embeddings().weight.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     labels = batch.pop("labels")[:, 1:]
-    hidden_states = model.base_model(**batch, use_cache=False).last_hidden_state[:, :-1]  # (rows, length - 1, H)
+    hidden_states = model.base_model(**batch, use_cache=False).last_hidden_state[
+        :, :-1
+    ]  # (rows, length - 1, H)
     labels = labels.to(hidden_states.device)  # of several GPUs the last
     rows, places = (labels != IGNORED).nonzero(as_tuple=True)
     total = torch.zeros(len(labels), device=labels.device)
     for of_rows, of_places in zip(rows.split(block), places.split(block)):
-        logits = model.get_output_embeddings()(hidden_states[of_rows, of_places]).to(labels.device).float()
+        logits = (
+            model.get_output_embeddings()(hidden_states[of_rows, of_places])
+            .to(labels.device)
+            .float()
+        )
         answered = labels[of_rows, of_places].unsqueeze(-1)
         total.index_add_(0, of_rows, logits.log_softmax(-1).gather(-1, answered).squeeze(-1))
     return total / (labels != IGNORED).sum(1)
@@ -105,10 +111,13 @@ def select(
     encoder = Encoder(model.config, processor.tokenizer, processor.image_processor, limit)
     data = ConversationFile([pool], encoder, image_root, max_broken_share)
     collator = Collator(
-        processor.tokenizer.pad_token_id, (3, processor.image_processor.size, processor.image_processor.size)
+        processor.tokenizer.pad_token_id,
+        (3, processor.image_processor.size, processor.image_processor.size),
     )
     output = Path(output)
-    scores = Scores(output.with_name(output.name + ".scores"), [data.fingerprint, str(judge), limit, dtype])
+    scores = Scores(
+        output.with_name(output.name + ".scores"), [data.fingerprint, str(judge), limit, dtype]
+    )
     order = sorted(range(len(data)), key=data.length)  # rows of one length waste no padding
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     # The longest first: if one does not fit into memory it is this one
@@ -137,12 +146,18 @@ def select(
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pool", type=Path, help="JSONL of conversations")
-    parser.add_argument("output", type=Path, help="JSONL to write; relative image paths stay as they are")
+    parser.add_argument(
+        "output", type=Path, help="JSONL to write; relative image paths stay as they are"
+    )
     parser.add_argument("--judge", required=True, help="repository whose likelihood is the score")
     parser.add_argument("--keep", type=float, required=True, help="share that is kept")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--image-root", help="directory of relative image paths; by default that of the pool")
-    parser.add_argument("--max-broken-share", type=float, default=0.0, help="of broken lines; more is an error")
+    parser.add_argument(
+        "--image-root", help="directory of relative image paths; by default that of the pool"
+    )
+    parser.add_argument(
+        "--max-broken-share", type=float, default=0.0, help="of broken lines; more is an error"
+    )
     arguments = parser.parse_args()
     try:
         kept, scored = select(

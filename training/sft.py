@@ -32,7 +32,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import cached_file, logging
 from trl import SFTConfig, SFTTrainer, TrlParser
 
-from training.assemble import Checkpoint
+from training.checkpoint import Checkpoint
 from training.data import (
     Collator,
     ConversationFile,
@@ -42,13 +42,15 @@ from training.data import (
     StreamedConversations,
     json_lines,
 )
-from training.memory import TRAINABLE, names_among
+from training.parts import TRAINABLE, names_among
 
 logger = logging.get_logger(__name__)
 
 SAVED = ("model", "adapter", "mlp1")
 # The decoder layers' matrices; names as they are under language_model
-LORA_TARGETS = r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+LORA_TARGETS = (
+    r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+)
 
 
 @dataclasses.dataclass
@@ -59,7 +61,9 @@ class RecipeArguments:
         ValueError: values that contradict each other, by name.
     """
 
-    model: str = dataclasses.field(metadata={"help": "Repository to start from: a directory or a Hub id."})
+    model: str = dataclasses.field(
+        metadata={"help": "Repository to start from: a directory or a Hub id."}
+    )
     data: list[str] = dataclasses.field(
         metadata={
             "help": "JSONL files, or `datasets:NAME[:SPLIT]` for one of `datasets` (a Hub id or saved directory)."
@@ -67,40 +71,63 @@ class RecipeArguments:
     )
     train: list[str] = dataclasses.field(
         default_factory=lambda: ["mlp1"],
-        metadata={"help": f"What trains: some of {', '.join(TRAINABLE)}. lora is on the language model."},
+        metadata={
+            "help": f"What trains: some of {', '.join(TRAINABLE)}. lora is on the language model."
+        },
     )
     save: list[str] = dataclasses.field(
         default_factory=lambda: ["model"],
-        metadata={"help": "What is kept at the end: model (a complete repository, LoRA merged), adapter, mlp1."},
+        metadata={
+            "help": "What is kept at the end: model (a complete repository, LoRA merged), adapter, mlp1."
+        },
     )
     image_root: str | None = dataclasses.field(
-        default=None, metadata={"help": "Directory of relative image paths; by default that of the data file."}
+        default=None,
+        metadata={"help": "Directory of relative image paths; by default that of the data file."},
     )
     max_tiles: int | None = dataclasses.field(
-        default=None, metadata={"help": "Tiles of an image at most, thumbnail not counted; by default the model's."}
+        default=None,
+        metadata={
+            "help": "Tiles of an image at most, thumbnail not counted; by default the model's."
+        },
     )
     long_samples: str = dataclasses.field(
         default="fewer_tiles",
-        metadata={"help": "Samples beyond max_length: fewer_tiles (then dropped if one tile is too much), or drop."},
+        metadata={
+            "help": "Samples beyond max_length: fewer_tiles (then dropped if one tile is too much), or drop."
+        },
     )
     max_broken_share: float = dataclasses.field(
-        default=0.0, metadata={"help": "Share of broken samples that is skipped with a warning; more is an error."}
+        default=0.0,
+        metadata={
+            "help": "Share of broken samples that is skipped with a warning; more is an error."
+        },
     )
     streaming: bool = dataclasses.field(
-        default=False, metadata={"help": "Read the data in its order, through a buffer that shuffles; needs max_steps."}
+        default=False,
+        metadata={
+            "help": "Read the data in its order, through a buffer that shuffles; needs max_steps."
+        },
     )
-    shuffle_buffer: int = dataclasses.field(default=10_000, metadata={"help": "Samples in that buffer."})
+    shuffle_buffer: int = dataclasses.field(
+        default=10_000, metadata={"help": "Samples in that buffer."}
+    )
     global_batch_size: int | None = dataclasses.field(
         default=None,
-        metadata={"help": "Samples of an optimizer step over all processes; sets gradient_accumulation_steps."},
+        metadata={
+            "help": "Samples of an optimizer step over all processes; sets gradient_accumulation_steps."
+        },
     )
     model_dtype: str = dataclasses.field(
-        default="bfloat16", metadata={"help": "Of the loaded weights; what trains is kept in float32 besides."}
+        default="bfloat16",
+        metadata={"help": "Of the loaded weights; what trains is kept in float32 besides."},
     )
     lora_rank: int = dataclasses.field(default=16, metadata={"help": "r of LoRA."})
     lora_alpha: int = dataclasses.field(default=32, metadata={"help": "alpha of LoRA."})
     lora_dropout: float = dataclasses.field(default=0.0, metadata={"help": "Dropout of LoRA."})
-    lora_targets: str = dataclasses.field(default=LORA_TARGETS, metadata={"help": "Regular expression of modules."})
+    lora_targets: str = dataclasses.field(
+        default=LORA_TARGETS, metadata={"help": "Regular expression of modules."}
+    )
 
     def __post_init__(self):
         self.data = [self.data] if isinstance(self.data, str) else self.data
@@ -113,7 +140,9 @@ class RecipeArguments:
         if "adapter" in self.save and "lora" not in self.train:
             raise ValueError("save: adapter needs lora among what trains.")
         if self.model_dtype not in ("bfloat16", "float16", "float32"):
-            raise ValueError(f"model_dtype={self.model_dtype!r}; expected bfloat16, float16 or float32.")
+            raise ValueError(
+                f"model_dtype={self.model_dtype!r}; expected bfloat16, float16 or float32."
+            )
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share={self.max_broken_share} must be in [0, 1).")
 
@@ -153,7 +182,11 @@ def freeze(model, train):
     A frozen vision tower drops nothing at random either: the projector has to learn from the features of inference.
     """
     for module in model.vision_model.modules() if "vision_model" not in train else ():
-        for rate in ("p", "rate", "attention_dropout"):  # of Dropout, StochasticDepth and VisionAttention
+        for rate in (
+            "p",
+            "rate",
+            "attention_dropout",
+        ):  # of Dropout, StochasticDepth and VisionAttention
             if hasattr(module, rate):
                 setattr(module, rate, 0.0)
     model.requires_grad_(False)
@@ -185,7 +218,11 @@ class Trainer(SFTTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         state_dict = model.state_dict() if state_dict is None else state_dict
         names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        kept = {name: tensor.detach().contiguous() for name, tensor in state_dict.items() if name in names}
+        kept = {
+            name: tensor.detach().contiguous()
+            for name, tensor in state_dict.items()
+            if name in names
+        }
         save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
     def load_finished(self, checkpoint):
@@ -195,9 +232,13 @@ class Trainer(SFTTrainer):
 
     def _issue_warnings_after_load(self, load_result):
         frozen = {
-            name for name, p in self.accelerator.unwrap_model(self.model).named_parameters() if not p.requires_grad
+            name
+            for name, p in self.accelerator.unwrap_model(self.model).named_parameters()
+            if not p.requires_grad
         }
-        absent = [name for name in load_result.missing_keys if name.removeprefix("module.") not in frozen]
+        absent = [
+            name for name in load_result.missing_keys if name.removeprefix("module.") not in frozen
+        ]
         buffers = {name for name, _ in self.accelerator.unwrap_model(self.model).named_buffers()}
         absent = [name for name in absent if name not in buffers]
         if absent or load_result.unexpected_keys:
@@ -208,11 +249,17 @@ class Trainer(SFTTrainer):
             )
 
     def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(self.source, Conversations):
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(
+            self.source, Conversations
+        ):
             return super()._get_train_sampler(train_dataset)
         lengths = [self.source.length(index) for index in range(len(self.source))]
         # Of a step over all processes, so that their number does not change the order
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        size = (
+            self.args.train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.args.world_size
+        )
         return GroupsOfAnEpoch(size, lengths, self.args.seed)
 
 
@@ -261,7 +308,9 @@ def check_same_run(folder, described):
         before = json.loads(path.read_text())
         changed = [name for name in described if before.get(name) != described[name]]
         if changed:
-            was = ", ".join(f"{name} {before.get(name)!r}, now {described[name]!r}" for name in changed[:3])
+            was = ", ".join(
+                f"{name} {before.get(name)!r}, now {described[name]!r}" for name in changed[:3]
+            )
             raise ValueError(
                 f"output_dir={folder} has checkpoints of another run, from which this one cannot go on ({was}). Use "
                 "another output_dir, or delete that one."
@@ -272,7 +321,11 @@ def check_same_run(folder, described):
 
 def checkpoints_of(folder):
     """What Trainer has written below output_dir, by step; `checkpoint-200-merged` is the user's own."""
-    named = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    named = [
+        path
+        for path in Path(folder).glob("checkpoint-*")
+        if re.fullmatch(r"checkpoint-\d+", path.name)
+    ]
     return sorted(named, key=step_of)
 
 
@@ -350,14 +403,18 @@ def build_dataset(recipe, config, encoder):
         else:
             source = ConversationFile(recipe.data, encoder, **settings)
         lines = datasets.Dataset.from_dict({"line": list(range(len(source)))})
-        return lines.with_transform(lambda batch: {"sample": [source[line] for line in batch["line"]]}), source
+        return lines.with_transform(
+            lambda batch: {"sample": [source[line] for line in batch["line"]]}
+        ), source
     fingerprint = name
     if not sources:
         missing = [path for path in recipe.data if not Path(path).is_file()]
         if missing:
             raise FileNotFoundError(f"data file {missing[0]} does not exist.")
         # Each file is a shard, which one worker reads
-        rows = datasets.IterableDataset.from_generator(json_lines, gen_kwargs={"paths": list(recipe.data)})
+        rows = datasets.IterableDataset.from_generator(
+            json_lines, gen_kwargs={"paths": list(recipe.data)}
+        )
         fingerprint = ", ".join(f"{Path(path).stat().st_size} bytes" for path in recipe.data)
     rows = rows.shuffle(seed=config.seed, buffer_size=recipe.shuffle_buffer)
     source = StreamedConversations(rows, name, encoder, **settings, fingerprint=fingerprint)
@@ -379,7 +436,9 @@ def _load_rows(source, streaming):
     _, name, *split = source.split(":", 2)
     folder = Path(name)
     if not any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
-        return datasets.load_dataset(name, split=split[0] if split else "train", streaming=streaming)
+        return datasets.load_dataset(
+            name, split=split[0] if split else "train", streaming=streaming
+        )
     rows = datasets.load_from_disk(name)
     if isinstance(rows, datasets.DatasetDict):
         wanted = split[0] if split else "train"
@@ -387,7 +446,9 @@ def _load_rows(source, streaming):
             raise ValueError(f"data: {name} has no split {wanted!r}, but {', '.join(rows)}.")
         rows = rows[wanted]
     elif split:
-        raise ValueError(f"data: {name} was saved as one data set without splits; leave out :{split[0]}.")
+        raise ValueError(
+            f"data: {name} was saved as one data set without splits; leave out :{split[0]}."
+        )
     return rows.to_iterable_dataset() if streaming else rows
 
 
@@ -411,7 +472,9 @@ def make_trainer(recipe, config):
     Returns:
         (Trainer, checksums of what is frozen or, where no process holds a whole model, None).
     """
-    if config.n_gpu > 1:  # transformers would replicate the model with DataParallel, which cuts tiles from their rows
+    if (
+        config.n_gpu > 1
+    ):  # transformers would replicate the model with DataParallel, which cuts tiles from their rows
         raise ValueError(
             f"{config.n_gpu} GPUs are visible to one process: start one for each with `accelerate launch --config_file "
             "training/recipes/accelerate/….yaml -m training.sft …`, or show it one with CUDA_VISIBLE_DEVICES=0."
@@ -469,7 +532,8 @@ def make_trainer(recipe, config):
 
 def _accelerate_shards():
     return any(
-        os.environ.get(name, "false").lower() == "true" for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+        os.environ.get(name, "false").lower() == "true"
+        for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     )
 
 
@@ -496,7 +560,9 @@ def assert_frozen_as_loaded(state_dict, folder, trainable):
     _raise_if_changed(
         name
         for name in compared
-        if not torch.equal(state_dict[name].cpu(), source.read(_bare(name)).to(state_dict[name].dtype))
+        if not torch.equal(
+            state_dict[name].cpu(), source.read(_bare(name)).to(state_dict[name].dtype)
+        )
     )
     return len(compared)
 
@@ -504,7 +570,9 @@ def assert_frozen_as_loaded(state_dict, folder, trainable):
 def _raise_if_changed(names):
     changed = sorted(names)
     if changed:
-        raise RuntimeError(f"{len(changed)} frozen tensors have changed, such as {changed[0]}; this must not happen.")
+        raise RuntimeError(
+            f"{len(changed)} frozen tensors have changed, such as {changed[0]}; this must not happen."
+        )
 
 
 def _bare(name):
@@ -539,7 +607,9 @@ def save_results(trainer, recipe, folder, state_dict=None):
         target = folder / "mlp1"
         target.mkdir(parents=True, exist_ok=True)
         kept = {
-            name: w.detach().to("cpu", dtype).contiguous() for name, w in weights.items() if name.startswith("mlp1.")
+            name: w.detach().to("cpu", dtype).contiguous()
+            for name, w in weights.items()
+            if name.startswith("mlp1.")
         }
         save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
         model.config.save_pretrained(target)
@@ -585,13 +655,17 @@ def train(recipe, config):
         trainer.train(resume_from_checkpoint=checkpoint)
     # ZeRO-3 leaves placeholders between steps, which remember the size
     trainable = {
-        name: getattr(p, "ds_numel", p.numel()) for name, p in trainer.model.named_parameters() if p.requires_grad
+        name: getattr(p, "ds_numel", p.numel())
+        for name, p in trainer.model.named_parameters()
+        if p.requires_grad
     }
     gathered, unchanged = None, 0
     if frozen is not None:
         unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
     else:
-        gathered = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # whole on the first process only
+        gathered = trainer.accelerator.get_state_dict(
+            trainer.model_wrapped
+        )  # whole on the first process only
         if trainer.is_world_process_zero():
             # Of a Hub id what is in the cache
             loaded = Path(cached_file(recipe.model, "config.json", local_files_only=True)).parent

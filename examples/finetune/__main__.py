@@ -18,9 +18,9 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoTokenizer
 
 from evaluation.nano import boxed
+from tasks.drawing import font_paths, load_font
 from training import sft
 from training.data import json_lines
-from training.nano.draw import font_paths, load_font
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = {"max_new_tokens": 160, "do_sample": False}
@@ -37,7 +37,9 @@ def read_test(path):
         sample = json.loads(row["line"])
         question, answer = (message["value"] for message in sample["conversations"][:2])
         if boxed(answer) is None:
-            raise ValueError(f"{path}, line {row['number']}: no \\boxed{{…}} in the answer {answer[-40:]!r}.")
+            raise ValueError(
+                f"{path}, line {row['number']}: no \\boxed{{…}} in the answer {answer[-40:]!r}."
+            )
         tests.append((path.parent / sample["image"], question, boxed(answer)))
     return tests
 
@@ -53,13 +55,17 @@ def ask(model, tokenizer, tests, batch_size=20):
 
 
 def load(path):
-    model = AutoModel.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(
+        path, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
     return model, AutoTokenizer.from_pretrained(path, trust_remote_code=True)
 
 
 def draw_comparison(tests, before, after, path, shown=6):
     """Pictures with the answers before and after; those first that changed."""
-    order = sorted(range(len(tests)), key=lambda index: boxed(before[index]) == boxed(after[index]))[:shown]
+    order = sorted(
+        range(len(tests)), key=lambda index: boxed(before[index]) == boxed(after[index])
+    )[:shown]
     font = load_font(font_paths()[0], 13)
     sheet = Image.new("RGB", (820, 190 * len(order)), "white")
     canvas = ImageDraw.Draw(sheet)
@@ -72,14 +78,20 @@ def draw_comparison(tests, before, after, path, shown=6):
         for name, answers in (("before", before), ("after", after)):
             said = " ".join(answers[index].split())
             lines += textwrap.wrap(f"{name}: {said}", 84)
-        canvas.multiline_text((200, 190 * row + 12), "\n".join(lines), fill="black", font=font, spacing=5)
+        canvas.multiline_text(
+            (200, 190 * row + 12), "\n".join(lines), fill="black", font=font, spacing=5
+        )
     sheet.save(path)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default=str(HERE / "recipe.yaml"), help="recipe of training.sft")
-    parser.add_argument("--test", type=Path, default=HERE / "test.jsonl", help="JSONL with boxed answers")
+    parser.add_argument(
+        "--config", default=str(HERE / "recipe.yaml"), help="recipe of training.sft"
+    )
+    parser.add_argument(
+        "--test", type=Path, default=HERE / "test.jsonl", help="JSONL with boxed answers"
+    )
     arguments, overrides = parser.parse_known_args()
     recipe, config = sft.parse(["--config", arguments.config, *overrides])
     if "model" not in recipe.save:
@@ -96,7 +108,9 @@ def main():
     print(f"before: {right(before)} of {len(tests)} right")
     summary = sft.train(recipe, config)
     folder = Path(config.output_dir)
-    print(f"trained {summary['trained_parameters']:,} parameters, {summary['steps']} steps, {summary['seconds']} s")
+    print(
+        f"trained {summary['trained_parameters']:,} parameters, {summary['steps']} steps, {summary['seconds']} s"
+    )
     after = ask(*load(folder / "model"), tests)
     print(f"after: {right(after)} of {len(tests)} right ({folder / 'model'})")
     if (folder / "adapter").is_dir():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.nano import draw
+from tasks import draw
 
 HERE = Path(__file__).resolve().parent
 QUESTION = "How many circles are in the image?"
@@ -23,7 +23,10 @@ def write(name, count, seed):
             circles = drawing.facts[0]
             thinking = f"{drawing.thinking.split('.')[0]}. Only the circles count. {circles}."
             answer = f"{thinking}\n</think>\n\nAnswer: \\boxed{{{circles}}}"
-            turns = [{"from": "human", "value": f"<image>\n{QUESTION}"}, {"from": "gpt", "value": answer}]
+            turns = [
+                {"from": "human", "value": f"<image>\n{QUESTION}"},
+                {"from": "gpt", "value": answer},
+            ]
             file.write(json.dumps({"id": number, "image": image, "conversations": turns}) + "\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from training.nano import draw, samples
+from tasks import draw, samples
 from training.nano.text import STEP_BY_STEP
 
 STREAM = 0xDA7A  # keeps these pictures apart from those of the encoder's training and of evaluation

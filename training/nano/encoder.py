@@ -25,9 +25,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
-from training.nano import draw, samples
+from remote_code import configuration_skywork_chat, modeling_intern_vit
+from tasks import draw, samples
 from training.nano.loop import Log, optimizers_for, schedule, step
-from training.nano.package import load_package
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = len(draw.LABELS) + 1
@@ -153,10 +153,9 @@ def save(vision, folder):
 
 def build(folder):
     """The encoder, the heads and the steps they have trained; from the folder, if it has a training to go on with."""
-    package = load_package()
-    config = package.SkyworkVisionConfig(**CONFIG)
+    config = configuration_skywork_chat.SkyworkVisionConfig(**CONFIG)
     config._attn_implementation = "eager"  # the faster one to train on a CPU at 65 patches
-    vision = package.vision.SkyworkVisionModel(config).float().train()
+    vision = modeling_intern_vit.SkyworkVisionModel(config).float().train()
     heads, training, step = Heads(CONFIG["hidden_size"]), folder / "training", 0
     if (training / "step.json").exists():
         vision.load_state_dict(load_file(training / "model.safetensors"))

@@ -27,7 +27,8 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from training.nano import samples, tokenizer
+from tasks import samples
+from training.nano import tokenizer
 from training.nano.loop import Log, optimizers_for, schedule, step
 
 ROLES = ("base", "instruct", "reasoning")

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer, trainers
 
 from training.assemble import IMAGE_TOKENS
-from training.nano import samples
+from tasks import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH = 4096  # tokens
@@ -28,7 +28,7 @@ def corpus(count=3000, seed=0):
         sample = samples.text_sample(rng)
         yield sample.question
         yield samples.reasoned(sample)
-    english = (ROOT / "tests" / "data" / "model_card.md").read_text(encoding="utf-8")
+    english = (ROOT / "docs" / "published_model_card.md").read_text(encoding="utf-8")
     yield "".join(character for character in english if ord(character) < 128)
 
 

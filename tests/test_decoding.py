@@ -6,9 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from training.nano.package import load_package
-
-cpu_backend = load_package().cpu_backend
+from remote_code import decoding
 
 
 @pytest.mark.parametrize("device, torch_version, in_thread, expected", [
@@ -18,14 +16,13 @@ cpu_backend = load_package().cpu_backend
     ("cuda", (2, 11), True, ("default", False)),  # before torch 2.13 they fail in a thread of Python's
 ])  # fmt: skip
 def test_how_a_static_cache_compiles(monkeypatch, device, torch_version, in_thread, expected):
-    compat = load_package().compat
-    monkeypatch.setattr(compat, "TORCH_VERSION", torch_version)
+    monkeypatch.setattr(decoding, "TORCH_VERSION", torch_version)
     asked, found = {"cache_implementation": "static"}, []
 
     def ask():
-        keywords = compat.compiled_decoding(asked, None, torch.device(device), cpu_backend.cpu_backend)
+        keywords = decoding.with_compiled_decoding(asked, None, torch.device(device))
         config = keywords.get("compile_config")
-        found.append(config and (config.mode, config.backend is cpu_backend.cpu_backend))
+        found.append(config and (config.mode, config.backend is decoding.cpu_backend))
 
     if in_thread:
         thread = threading.Thread(target=ask)
@@ -64,7 +61,7 @@ def compile_counting(function, dynamic=False):
     replaced = []
 
     def backend(graph_module, example_inputs):
-        replaced.append(cpu_backend.write_out_single_rows(graph_module))
+        replaced.append(decoding.rewrite_vector_products(graph_module))
         return graph_module.forward
 
     torch._dynamo.reset()
@@ -88,14 +85,19 @@ LARGE = (1025, 1024)
 def test_products_of_one_row_are_written_out(rows, weight, dtype, expected, reason, with_bias):
     torch.manual_seed(0)
     inputs = torch.randn(*rows, weight[1], dtype=dtype)
-    weights, bias = torch.randn(weight, dtype=dtype), torch.randn(weight[0], dtype=dtype) if with_bias else None
+    weights, bias = (
+        torch.randn(weight, dtype=dtype),
+        torch.randn(weight[0], dtype=dtype) if with_bias else None,
+    )
     product, replaced = compile_counting(F.linear)
     assert product(inputs, weights, bias).shape == (*rows, weight[0])
     assert replaced == [expected], reason
     exact = F.linear(inputs.double(), weights.double(), bias.double() if with_bias else None)
     # Sums of products that were rounded one by one: without inductor, bfloat16 adds them up as it is
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 0.5}[dtype]
-    torch.testing.assert_close(product(inputs, weights, bias).double(), exact, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        product(inputs, weights, bias).double(), exact, atol=tolerance, rtol=tolerance
+    )
 
 
 @torch.no_grad()
@@ -118,9 +120,11 @@ def test_a_length_that_changes_is_no_single_row():
 
 @torch.inference_mode()
 def test_inductor_compiles_what_was_written_out():
-    layers = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.SiLU(), torch.nn.Linear(48, 16, bias=False))
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(32, 48), torch.nn.SiLU(), torch.nn.Linear(48, 16, bias=False)
+    )
     torch._dynamo.reset()
-    compiled = torch.compile(layers, backend=cpu_backend.cpu_backend)
+    compiled = torch.compile(layers, backend=decoding.cpu_backend)
     for rows in (1, 3):
         inputs = torch.randn(rows, 32)
         torch.testing.assert_close(compiled(inputs), layers(inputs))

@@ -16,12 +16,17 @@ from pathlib import Path
 
 import torch
 
-from training.nano.package import load_package
+from remote_code import configuration_skywork_chat, device_map, loading, modeling_skywork_chat
 
-package = load_package()
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-QUANTIZED_BYTES = {"none": None, **package.compat.QUANTIZED_BYTES}  # of the decoder layers, when they are loaded
-KV_GROUP, KV_RESIDUAL = 64, 128  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
+QUANTIZED_BYTES = {
+    "none": None,
+    **loading.QUANTIZED_BYTES,
+}  # of the decoder layers, when they are loaded
+KV_GROUP, KV_RESIDUAL = (
+    64,
+    128,
+)  # transformers' QuantizedCache: group of one scale and zero; newest tokens kept whole
 RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
 VLLM_SHARE = 0.9  # of a GPU that vLLM takes for everything
 ALLOCATOR_SLACK = 1.05  # of everything: what the caching allocator loses to fragments
@@ -67,17 +72,29 @@ def own_quantization(config):
     Raises:
         ValueError: a quantization of which the size is not known here.
     """
-    own = getattr(config, "quantization_config", None) or getattr(config.llm_config, "quantization_config", None)
+    own = getattr(config, "quantization_config", None) or getattr(
+        config.llm_config, "quantization_config", None
+    )
     if own is None:
         return None
     name = own.get("quant_method", "quantized")
-    size = package.compat.bytes_of_quantization(own)
+    size = loading.bytes_of_quantization(own)
     if size is None:
-        raise ValueError(f"The checkpoint is quantized by {name!r}; this plan knows AutoAWQ, GPTQ and bitsandbytes.")
+        raise ValueError(
+            f"The checkpoint is quantized by {name!r}; this plan knows AutoAWQ, GPTQ and bitsandbytes."
+        )
     return f"{name} of the checkpoint", size
 
 
-def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=1, kv_bits=None, offload_vision=False):
+def memory_parts(
+    config,
+    dtype="bf16",
+    quantization="none",
+    context=8192,
+    batch=1,
+    kv_bits=None,
+    offload_vision=False,
+):
     """What is needed, part by part.
 
     Args:
@@ -98,19 +115,30 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
     wide = DTYPE_BYTES[dtype]
     own = own_quantization(config)
     if own is not None and quantization != "none":
-        raise ValueError(f"The checkpoint is quantized already ({own[0]}): leave out --quantization {quantization}.")
+        raise ValueError(
+            f"The checkpoint is quantized already ({own[0]}): leave out --quantization {quantization}."
+        )
     format_of_layers = own[0] if own else quantization if quantization != "none" else dtype
     with torch.device("meta"):
-        model = package.SkyworkChatModel(config)
+        model = modeling_skywork_chat.SkyworkChatModel(config)
     llm, vision = config.llm_config, config.vision_config
     layer_bytes = own[1] if own else QUANTIZED_BYTES[quantization] or wide
-    layers = [round(layer_bytes * count_parameters(layer)) for layer in model.language_model.model.layers]
+    layers = [
+        round(layer_bytes * count_parameters(layer)) for layer in model.language_model.model.layers
+    ]
     tower = wide * count_parameters(model.vision_model)
-    of_modules = [[p.numel() for p in module.parameters(recurse=False)] for module in model.vision_model.modules()]
+    of_modules = [
+        [p.numel() for p in module.parameters(recurse=False)]
+        for module in model.vision_model.modules()
+    ]
     largest_module = wide * max(sum(sizes) for sizes in of_modules)
     # A chunk of tiles: the residual stream, its norm, and the widest pair of tensors that live at once
-    positions = package.modeling.POSITIONS_PER_CHUNK
-    chunk = positions * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size)) * wide
+    positions = modeling_skywork_chat.POSITIONS_PER_CHUNK
+    chunk = (
+        positions
+        * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size))
+        * wide
+    )
     # Prefill: the residual stream and its norm, gate and up and their product
     prefill = batch * context * (2 * llm.hidden_size + 3 * llm.intermediate_size) * wide
     full_cache = batch * context * kv_bytes_per_token(llm, wide, kv_bits)
@@ -122,13 +150,24 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
         + count_parameters(model.language_model.model.norm)
     )
     parts = [
-        Part("vision tower (in host memory)", tower, "host") if offload_vision else Part("vision tower", tower),
+        Part("vision tower (in host memory)", tower, "host")
+        if offload_vision
+        else Part("vision tower", tower),
         Part("projector", wide * count_parameters(model.mlp1)),
         Part("embeddings and head", embeddings),
         Part(f"decoder layers ({format_of_layers})", sum(layers), "layers"),
-        Part(f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})", round(full_cache), "layers", "cache"),
+        Part(
+            f"KV cache ({f'{kv_bits} bit' if kv_bits else dtype})",
+            round(full_cache),
+            "layers",
+            "cache",
+        ),
         # They are not needed at the same time: images are encoded before the prompt is read
-        Part("activations (the larger of encoding tiles and reading the prompt)", max(chunk, prefill), kind="passing"),
+        Part(
+            "activations (the larger of encoding tiles and reading the prompt)",
+            max(chunk, prefill),
+            kind="passing",
+        ),
         Part("activations on each further GPU (reading the prompt)", prefill, "further", "passing"),
     ]
     if batch > 1:  # a byte for each pair of positions, and SDPA's copy of it
@@ -141,7 +180,7 @@ def memory_parts(config, dtype="bf16", quantization="none", context=8192, batch=
 
 
 @dataclasses.dataclass
-class Plan:
+class MemoryPlan:
     """Where everything goes.
 
     Attributes:
@@ -168,21 +207,26 @@ def plan(config, gpus, **settings):
     cache = sum(part.bytes for part in parts if part.kind == "cache")
     usable = [gpu - RESERVE for gpu in gpus]
     try:
-        weights = sum(part.bytes for part in parts if part.place == "first" and part.kind == "weights")
-        for_weights = [size * (1 - package.device_map.RESERVED_SHARE) for size in usable]
-        counts = package.device_map.split_layers(layers, weights, for_weights)
+        weights = sum(
+            part.bytes for part in parts if part.place == "first" and part.kind == "weights"
+        )
+        for_weights = [size * (1 - device_map.RESERVED_SHARE) for size in usable]
+        counts = device_map.split_layers(layers, weights, for_weights)
     except ValueError as error:
-        return Plan(parts, [], [], usable, str(error))
+        return MemoryPlan(parts, [], [], usable, str(error))
     used = [count * (layers[0] + cache / len(layers)) for count in counts]
     used[0] += sum(part.bytes for part in parts if part.place == "first")
     further = sum(part.bytes for part in parts if part.place == "further")
-    used = [ALLOCATOR_SLACK * (size + (further if gpu and counts[gpu] else 0)) for gpu, size in enumerate(used)]
+    used = [
+        ALLOCATOR_SLACK * (size + (further if gpu and counts[gpu] else 0))
+        for gpu, size in enumerate(used)
+    ]
     problems = (
         f"GPU {gpu} needs {needed / 1e9:.1f} GB with cache and activations, and has {there / 1e9:.1f} GB."
         for gpu, (needed, there) in enumerate(zip(used, usable))
         if needed > there
     )
-    return Plan(parts, counts, used, usable, next(problems, None))
+    return MemoryPlan(parts, counts, used, usable, next(problems, None))
 
 
 def longest_context(config, gpus, **settings):
@@ -212,9 +256,19 @@ def advice(config, gpus, **settings):
         ),
     )
     if own_quantization(config):
-        steps = (*steps[:2], ("the vision tower in host memory, 4-bit cache", {"offload_vision": True, "kv_bits": 4}))
+        steps = (
+            *steps[:2],
+            (
+                "the vision tower in host memory, 4-bit cache",
+                {"offload_vision": True, "kv_bits": 4},
+            ),
+        )
     tried = [(text, {**settings, **change}) for text, change in steps]
-    return [(text, new, found) for text, new in tried if (found := plan(config, gpus, **new)).problem is None]
+    return [
+        (text, new, found)
+        for text, new in tried
+        if (found := plan(config, gpus, **new)).problem is None
+    ]
 
 
 def tensor_parallel_size(config, parts, gpus):
@@ -228,7 +282,9 @@ def tensor_parallel_size(config, parts, gpus):
     size_of = {part.name.split(" (")[0]: part.bytes for part in parts}
     passing = sum(part.bytes for part in parts if part.place == "first" and part.kind == "passing")
     resident = sum(part.bytes for part in parts if part.kind == "weights")
-    attention_share = 4 * vision.hidden_size / (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    attention_share = (
+        4 * vision.hidden_size / (4 * vision.hidden_size + 2 * vision.intermediate_size)
+    )
     for size in (8, 4, 2, 1):
         heads = llm.num_key_value_heads
         if size > len(gpus) or llm.num_attention_heads % size or (heads % size and size % heads):
@@ -246,7 +302,9 @@ def loading_code(config, parts, settings, gpus):
     """The call that loads a model as planned, and what goes into the generation config; vLLM's command if it fits."""
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[settings["dtype"]]
     arguments = [f'torch_dtype="{dtype}"', 'device_map="split"']
-    arguments += {"int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"], "none": []}[settings["quantization"]]
+    arguments += {"int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"], "none": []}[
+        settings["quantization"]
+    ]
     if settings["offload_vision"]:
         arguments.append("offload_vision=True")
     lines = [f"AutoModel.from_pretrained(path, {', '.join(arguments)}, trust_remote_code=True)"]
@@ -276,26 +334,38 @@ def load_config(path):
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"--model {path}: expected a checkpoint's directory or a config.json.")
-    return package.SkyworkChatConfig(**json.loads(path.read_text()))
+        raise FileNotFoundError(
+            f"--model {path}: expected a checkpoint's directory or a config.json."
+        )
+    return configuration_skywork_chat.SkyworkChatConfig(**json.loads(path.read_text()))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(Path(__file__).resolve().parents[1]), help="directory or config.json")
+    parser.add_argument(
+        "--model", default=str(Path(__file__).resolve().parents[1]), help="directory or config.json"
+    )
     parser.add_argument("--gpus", required=True, help="memory of each in GB, such as 80,80")
     parser.add_argument("--dtype", choices=DTYPE_BYTES, default="bf16")
-    parser.add_argument("--quantization", choices=QUANTIZED_BYTES, default="none", help="of the decoder layers")
-    parser.add_argument("--context", type=int, default=8192, help="tokens of prompt and answer together")
+    parser.add_argument(
+        "--quantization", choices=QUANTIZED_BYTES, default="none", help="of the decoder layers"
+    )
+    parser.add_argument(
+        "--context", type=int, default=8192, help="tokens of prompt and answer together"
+    )
     parser.add_argument("--batch", type=int, default=1, help="conversations at once")
     parser.add_argument("--kv-bits", type=int, choices=(2, 4), help="of a quantized KV cache")
-    parser.add_argument("--offload-vision", action="store_true", help="keep the vision tower in host memory")
+    parser.add_argument(
+        "--offload-vision", action="store_true", help="keep the vision tower in host memory"
+    )
     parser.add_argument("--json", action="store_true", help="JSON rather than text")
     arguments = parser.parse_args()
     try:
         gpus = [float(size) * 1e9 for size in arguments.gpus.split(",")]
     except ValueError:
-        parser.error(f"--gpus {arguments.gpus}: expected numbers of GB with commas between them, such as 80,80")
+        parser.error(
+            f"--gpus {arguments.gpus}: expected numbers of GB with commas between them, such as 80,80"
+        )
     if arguments.context < 1 or arguments.batch < 1 or min(gpus) <= 0:
         parser.error("--context, --batch and --gpus must be positive")
     config = load_config(arguments.model)
@@ -307,14 +377,27 @@ def main():
     settings = {name: getattr(arguments, name) for name in names}
     found = plan(config, gpus, **settings)
     if arguments.json:
-        print(json.dumps({**dataclasses.asdict(found), "longest_context": longest_context(config, gpus, **settings)}))
+        print(
+            json.dumps(
+                {
+                    **dataclasses.asdict(found),
+                    "longest_context": longest_context(config, gpus, **settings),
+                }
+            )
+        )
         return 0 if found.problem is None else 1
-    for part in found.parts if len(gpus) > 1 else [part for part in found.parts if part.place != "further"]:
+    for part in (
+        found.parts if len(gpus) > 1 else [part for part in found.parts if part.place != "further"]
+    ):
         print(f"{part.bytes / 1e9:8.2f} GB  {part.name}")
     for gpu, (used, usable) in enumerate(zip(found.used, found.usable)):
-        print(f"GPU {gpu}: {found.layers_of_gpu[gpu]} layers, {used / 1e9:.1f} of {usable / 1e9:.1f} GB usable")
+        print(
+            f"GPU {gpu}: {found.layers_of_gpu[gpu]} layers, {used / 1e9:.1f} of {usable / 1e9:.1f} GB usable"
+        )
     if found.problem is None:
-        print(f"Fits. The longest context that does: {longest_context(config, gpus, **settings)} tokens.")
+        print(
+            f"Fits. The longest context that does: {longest_context(config, gpus, **settings)} tokens."
+        )
         print("\n".join(loading_code(config, found.parts, settings, gpus)))
         return 0
     print(f"Does not fit: {found.problem}")

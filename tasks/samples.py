@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 
 from preprocessor.tiling import select_grid, tile_boxes
-from training.nano import draw
+from tasks import draw
 
 TILE_SIZE = 112  # pixels
 MAX_TILES = 6
@@ -137,7 +137,12 @@ def regions(drawing):
     columns, rows = grid(drawing)
     width, height = drawing.size
     boxes = [
-        (left * width / columns, upper * height / rows, right * width / columns, lower * height / rows)
+        (
+            left * width / columns,
+            upper * height / rows,
+            right * width / columns,
+            lower * height / rows,
+        )
         for left, upper, right, lower in tile_boxes(columns, rows, 1)
     ]
     return boxes + [(0, 0, width, height)] if len(boxes) > 1 else boxes
@@ -149,7 +154,10 @@ def transcribe(marks, region, size):
     words = []
     for mark in sorted((mark for mark in marks if mark.words), key=lambda mark: mark.middle[0]):
         # A mark at the very border of the picture belongs to the last tile
-        x, y = min(max(mark.middle[0], 0), size[0] - 1e-6), min(max(mark.middle[1], 0), size[1] - 1e-6)
+        x, y = (
+            min(max(mark.middle[0], 0), size[0] - 1e-6),
+            min(max(mark.middle[1], 0), size[1] - 1e-6),
+        )
         if not (left <= x < right and upper <= y < lower):
             continue
         words.append(mark.words[0])
@@ -176,7 +184,9 @@ def cut_tiles(drawing):
     columns, rows = grid(drawing)
     resized = image.resize((columns * TILE_SIZE, rows * TILE_SIZE))
     pictures = [resized.crop(box) for box in tile_boxes(columns, rows, TILE_SIZE)]
-    covering, centred = draw.label_cells(drawing.marks, image.size, columns * CELLS_PER_TILE, rows * CELLS_PER_TILE)
+    covering, centred = draw.label_cells(
+        drawing.marks, image.size, columns * CELLS_PER_TILE, rows * CELLS_PER_TILE
+    )
     labels = [
         (covering[upper:lower, left:right], centred[upper:lower, left:right])
         for left, upper, right, lower in tile_boxes(columns, rows, CELLS_PER_TILE)
@@ -186,7 +196,12 @@ def cut_tiles(drawing):
         labels.append(draw.label_cells(drawing.marks, image.size, CELLS_PER_TILE, CELLS_PER_TILE))
     tiles = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
     words = np.array([[WORD_INDEX[word] for word in tile] for tile in transcriptions(drawing)])
-    return tiles, np.stack([label[0] for label in labels]), np.stack([label[1] for label in labels]), words
+    return (
+        tiles,
+        np.stack([label[0] for label in labels]),
+        np.stack([label[1] for label in labels]),
+        words,
+    )
 
 
 def word_text(word):
@@ -235,7 +250,14 @@ def described(rng, sample, exact=False):
     return "".join(lines) + sample.question
 
 
-TEXT_SHARES = {calculation: 0.22, counting: 0.16, pair: 0.24, chart: 0.22, description: 0.08, bare_calculation: 0.08}
+TEXT_SHARES = {
+    calculation: 0.22,
+    counting: 0.16,
+    pair: 0.24,
+    chart: 0.22,
+    description: 0.08,
+    bare_calculation: 0.08,
+}
 
 
 def text_sample(rng):

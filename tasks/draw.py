@@ -231,7 +231,10 @@ def place_shapes(rng, width, height, count):
     while len(placed) < count:
         for _ in range(60):
             radius = rng.uniform(smallest, largest)
-            x, y = rng.uniform(radius + 1, width - radius - 1), rng.uniform(radius + 1, height - radius - 1)
+            x, y = (
+                rng.uniform(radius + 1, width - radius - 1),
+                rng.uniform(radius + 1, height - radius - 1),
+            )
             gap = max(2.0, 0.01 * max(width, height))
             if all(math.hypot(x - u, y - v) > radius + other + gap for u, v, other in placed):
                 placed.append((x, y, radius))
@@ -244,7 +247,11 @@ def place_shapes(rng, width, height, count):
 def shape_points(rng, shape, x, y, radius):
     """Corners of a square or triangle on the circle of that radius, often upright, else turned."""
     corners = 4 if shape == "square" else 3
-    turn = rng.uniform(0, 2 * math.pi) if rng.random() < 0.3 else (math.pi / 4 if corners == 4 else -math.pi / 2)
+    turn = (
+        rng.uniform(0, 2 * math.pi)
+        if rng.random() < 0.3
+        else (math.pi / 4 if corners == 4 else -math.pi / 2)
+    )
     angles = [turn + 2 * math.pi * corner / corners for corner in range(corners)]
     return [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
 
@@ -278,7 +285,9 @@ def draw_shapes(rng, sides=CANVAS_SIDES, count=None):
         counts[kind] += 1
         marks.append(Mark(LABELS[SHAPES[kind]], box, (SHAPES[kind],)))
     paint = functools.partial(paint_strokes, size, background, strokes)
-    return Drawing(size, COUNTING_QUESTION, count_words(counts), str(count), marks, tuple(counts), paint)
+    return Drawing(
+        size, COUNTING_QUESTION, count_words(counts), str(count), marks, tuple(counts), paint
+    )
 
 
 def paint_strokes(size, background, strokes):
@@ -320,7 +329,9 @@ def draw_chart(rng, sides=CHART_SIDES):
     baseline, ceiling = height - 1.35 * font_size, 0.6 * font_size
     top = int(rng.integers(5, 10))
     unit = (baseline - ceiling) / (top + rng.uniform(0, 0.5))  # pixels of height of a value of 1
-    step = 1 if unit >= 0.85 * font_size and rng.random() < 0.7 else 2  # between the numbers on the axis
+    step = (
+        1 if unit >= 0.85 * font_size and rng.random() < 0.7 else 2
+    )  # between the numbers on the axis
     axis_x = 0.15 * font_size + font.getlength("0")
     strokes, marks = [], []
     line = max(1, round(min(size) / 150))
@@ -328,7 +339,9 @@ def draw_chart(rng, sides=CHART_SIDES):
         grid_ink = tuple((3 * back + ink) // 4 for back, ink in zip(background, text_ink))
         for value in range(step, top + 1, step):
             y = baseline - value * unit
-            strokes.append(("line", (axis_x + 0.2 * font_size, y, width, y), grid_ink, {"width": line}))
+            strokes.append(
+                ("line", (axis_x + 0.2 * font_size, y, width, y), grid_ink, {"width": line})
+            )
     count = int(rng.integers(2, len(LETTERS) + 1))
     values = [int(value) for value in rng.integers(1, top + 1, count)]
     while values.count(max(values)) > 1:
@@ -345,12 +358,22 @@ def draw_chart(rng, sides=CHART_SIDES):
         marks.append(Mark(LABELS["bar"], box))
         letter = LETTERS[index]
         marks.append(
-            write(strokes, font, letter, middle, baseline + 0.15 * font_size, text_ink, words=(letter, str(value)))
+            write(
+                strokes,
+                font,
+                letter,
+                middle,
+                baseline + 0.15 * font_size,
+                text_ink,
+                words=(letter, str(value)),
+            )
         )
         marks[-1].seen_with = (axis_x / 2, box[1], middle, baseline)
     for value in range(0, top + 1, step):
         y = baseline - value * unit - 0.37 * font_size
-        marks.append(write(strokes, font, str(value), axis_x - font.getlength("0") / 2, y, text_ink))
+        marks.append(
+            write(strokes, font, str(value), axis_x - font.getlength("0") / 2, y, text_ink)
+        )
     if rng.random() < 0.7:
         corner = axis_x + 0.2 * font_size
         strokes.append(("line", (corner, baseline, width, baseline), text_ink, {"width": line}))
@@ -399,8 +422,12 @@ def label_cells(marks, image_size, cells_across, cells_down):
     scale_x, scale_y = cells_across / image_size[0], cells_down / image_size[1]
     for mark in marks:
         left, upper, right, lower = mark.box
-        columns = slice(max(0, math.ceil(left * scale_x - 0.5)), max(0, math.ceil(right * scale_x - 0.5)))
-        rows = slice(max(0, math.ceil(upper * scale_y - 0.5)), max(0, math.ceil(lower * scale_y - 0.5)))
+        columns = slice(
+            max(0, math.ceil(left * scale_x - 0.5)), max(0, math.ceil(right * scale_x - 0.5))
+        )
+        rows = slice(
+            max(0, math.ceil(upper * scale_y - 0.5)), max(0, math.ceil(lower * scale_y - 0.5))
+        )
         covering[rows, columns] = mark.label
         column = min(cells_across - 1, max(0, int((left + right) / 2 * scale_x)))
         row = min(cells_down - 1, max(0, int((upper + lower) / 2 * scale_y)))

@@ -18,26 +18,13 @@ from pathlib import Path
 import torch
 import yaml
 
-from serving.memory_plan import ALLOCATOR_SLACK, RESERVE, count_parameters, load_config
-from training.nano.package import load_package
+from memory.serving import ALLOCATOR_SLACK, RESERVE, count_parameters, load_config
+from remote_code import modeling_skywork_chat
+from training.parts import TRAINABLE, names_among
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARDINGS = ("none", "fsdp", "zero3")
-TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
 GIGABYTE = 1e9
-
-
-def names_among(key, values, allowed):
-    """A recipe's list of names, which may be one text.
-
-    Raises:
-        ValueError: no name, or an unknown one.
-    """
-    values = [values] if isinstance(values, str) else list(values)
-    unknown = [value for value in values if value not in allowed]
-    if unknown or not values:
-        raise ValueError(f"{key}: {unknown or 'nothing'}; expected some of {', '.join(allowed)}.")
-    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +57,9 @@ class Stage:
 def lora_parameters(model, rank):
     """Parameters of adapters on the decoder layers' seven matrices: rank × (inputs + outputs) each."""
     layers = model.language_model.model.layers
-    return sum(rank * sum(m.weight.shape) for m in layers.modules() if isinstance(m, torch.nn.Linear))
+    return sum(
+        rank * sum(m.weight.shape) for m in layers.modules() if isinstance(m, torch.nn.Linear)
+    )
 
 
 def activation_bytes(config, stage):
@@ -114,7 +103,9 @@ def activation_bytes(config, stage):
         branches = wide * (7 * vision.hidden_size + 2 * vision.intermediate_size)
         per_layer = tiles * (side**2 + 1) * (norms + branches)
         of_layers = tiles * (side**2 + 1) * wide * vision.hidden_size
-        kept += vision.num_hidden_layers * (of_layers if stage.gradient_checkpointing else per_layer)
+        kept += vision.num_hidden_layers * (
+            of_layers if stage.gradient_checkpointing else per_layer
+        )
     # mlp1: the normalised input and the inside of GELU
     projected = tiles * tokens_per_tile
     kept += projected * ((4 + wide) * 4 * vision.hidden_size + 2 * wide * hidden)
@@ -135,11 +126,13 @@ def estimate(config, stage, gpus=1, sharding="none"):
         ValueError: an unknown sharding, or fewer than one GPU.
     """
     if sharding not in SHARDINGS:
-        raise ValueError(f"sharding={sharding!r} is unknown; expected one of {', '.join(SHARDINGS)}.")
+        raise ValueError(
+            f"sharding={sharding!r} is unknown; expected one of {', '.join(SHARDINGS)}."
+        )
     if gpus < 1:
         raise ValueError(f"gpus={gpus}: expected at least 1.")
     with torch.device("meta"):
-        model = load_package().SkyworkChatModel(config)
+        model = modeling_skywork_chat.SkyworkChatModel(config)
     wide = getattr(torch, stage.model_dtype).itemsize
     parameters = count_parameters(model)
     trainable = sum(
@@ -182,7 +175,11 @@ def estimate(config, stage, gpus=1, sharding="none"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", help="YAML file of training.sft")
-    parser.add_argument("--model", default=str(ROOT), help="directory with a config.json; by default the 38B model's")
+    parser.add_argument(
+        "--model",
+        default=str(ROOT),
+        help="directory with a config.json; by default the 38B model's",
+    )
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--sharding", choices=SHARDINGS, default="fsdp")
     parser.add_argument("--gpu-gb", type=float, default=80.0, help="memory of a GPU")
@@ -200,7 +197,9 @@ def main():
     for name, size in parts.items():
         print(f"{size / GIGABYTE:8.2f} GB  {name}")
     verdict = "Fits" if fits else "Does not fit"
-    print(f"{verdict} {arguments.gpus} × {arguments.gpu_gb:g} GB with sharding {arguments.sharding}.")
+    print(
+        f"{verdict} {arguments.gpus} × {arguments.gpu_gb:g} GB with sharding {arguments.sharding}."
+    )
     if not fits:
         print(
             "More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, or lora would help."
