@@ -1,8 +1,8 @@
 """The calls of the model card: `chat()`, `batch_chat()`, and `chat_stream()` and `encode_images()`.
 
-`ChatMixin` is a part of `SkyworkChatModel`. A call passes through four steps: its images become tiles
-(chat_images.py), conversations become token ids (conversation.py), the settings of the generation
-are completed (generation.py), and the generated ids become answers.
+`ChatMixin` is a part of `SkyworkChatModel`. A call passes through four steps: its images become
+tiles (chat_images.py), conversations become token ids (conversation.py), the settings of the
+generation are completed (generation.py), and the generated ids become answers.
 """
 
 from __future__ import annotations
@@ -435,8 +435,8 @@ def _check_image_tokens(*tokens: str) -> None:
     expected = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
     if tokens != expected:
         raise ValueError(
-            f"The image tokens {tokens} were given; this model's are {expected}: leave the keywords "
-            "out."
+            f"The image tokens {tokens} were given; this model's are {expected}: leave the "
+            "keywords out."
         )
 
 

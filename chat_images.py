@@ -1,7 +1,8 @@
 """The images of `chat()` and `batch_chat()`: which question they belong to, and their tiles.
 
-Users give images as pixel values with the number of tiles of each, as the model card does, as images
-to be tiled here, or as features that were encoded before. `ChatImages` is what all of them become.
+Users give images as pixel values with the number of tiles of each, as the model card does, as
+images to be tiled here, or as features that were encoded before. `ChatImages` is what all of them
+become.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from .conversation import IMAGE_PLACEHOLDER
 from .transformers_compat import LOADS_CLASSES_FROM_FOLDERS
 
-# Turns a list of images into pixel values (tiles, channels, side, side) and the tiles of each image.
+# Turns a list of images into pixel values (tiles, channels, side, side) and the tiles of each
+# image.
 Tiler = Callable[[list], "tuple[torch.Tensor, list[int]]"]
 
 
@@ -25,7 +27,8 @@ Tiler = Callable[[list], "tuple[torch.Tensor, list[int]]"]
 class ImageFeatures:
     """Images that have been through the vision tower and the projector.
 
-    `chat()` takes them in place of pixels. Add two of them (`+`) as a conversation gets more images.
+    `chat()` takes them in place of pixels. Add two of them (`+`) as a conversation gets more
+    images.
 
     Attributes:
         features: (tiles, num_image_token, H), with H the width of the language model.
@@ -105,8 +108,8 @@ def images_of_batch(
     _check_without_num_patches(num_patches_list)
     if not isinstance(images, (list, tuple)):
         raise ValueError(
-            f"images is one {type(images).__name__}; expected pixel_values, or a list with an entry "
-            f"for each of the {len(questions)} questions."
+            f"images is one {type(images).__name__}; expected pixel_values, or a list with an "
+            f"entry for each of the {len(questions)} questions."
         )
     if len(images) != len(questions):
         raise ValueError(
@@ -221,8 +224,9 @@ def load_image_processor(model: PreTrainedModel) -> Any:
     """
     if not LOADS_CLASSES_FROM_FOLDERS:
         raise ValueError(
-            "Passing images rather than pixel_values needs transformers 4.53 or newer; installed is "
-            f"{transformers.__version__}. Prepare pixel_values with the model card's load_image()."
+            "Passing images rather than pixel_values needs transformers 4.53 or newer; installed "
+            f"is {transformers.__version__}. Prepare pixel_values with the model card's "
+            "load_image()."
         )
     source = model.config._name_or_path
     if not source:

@@ -49,6 +49,8 @@ SUPPORT_FILES = (
     "merges.txt",
     "preprocessor/image_loading.py",
     "preprocessor/image_processing_skywork_chat.py",
+    "preprocessor/image_settings.py",
+    "preprocessor/messages.py",
     "preprocessor/processing_skywork_chat.py",
     "preprocessor/tiling.py",
     "preprocessor_config.json",

@@ -3,11 +3,15 @@
     config = AutoConfig.from_pretrained("Skywork/Skywork-R1V-38B", trust_remote_code=True)
     config.vision_config, config.llm_config, config.image_token_id
 
-Every default of `SkyworkVisionConfig` is that of InternViT-6B-448px-V2_5; `SkyworkChatConfig()` with no arguments is
-a complete 38B configuration, because transformers builds one while loading (from 4.52).
+Every default of `SkyworkVisionConfig` is that of InternViT-6B-448px-V2_5. `SkyworkChatConfig()`
+with no arguments is a complete 38B configuration, because transformers builds one while loading
+(from 4.52).
 """
 
+from __future__ import annotations
+
 import copy
+from typing import Any
 
 from transformers import PretrainedConfig, Qwen2Config
 from transformers.utils import logging
@@ -16,9 +20,8 @@ logger = logging.get_logger(__name__)
 
 SUPPORTED_LANGUAGE_ARCHITECTURES = ("Qwen2ForCausalLM",)
 KNOWN_TEMPLATES = ("skywork-r1v", "skywork-r1v3")
-IMAGE_TOKEN_ID = (
-    151667  # `<IMG_CONTEXT>`, the third token appended to DeepSeek-R1-Distill-Qwen's vocabulary
-)
+# `<IMG_CONTEXT>`, the third token appended to the vocabulary of DeepSeek-R1-Distill-Qwen.
+IMAGE_TOKEN_ID = 151667
 
 # Properties here; some published files repeat them.
 DERIVED_FIELDS = (
@@ -30,7 +33,7 @@ DERIVED_FIELDS = (
     "num_vision_layers_used",
 )
 
-# DeepSeek-R1-Distill-Qwen-32B, where it differs from the defaults of Qwen2Config
+# DeepSeek-R1-Distill-Qwen-32B, where it differs from the defaults of Qwen2Config.
 _LANGUAGE_DEFAULTS = {
     "architectures": ["Qwen2ForCausalLM"],
     "bos_token_id": 151643,
@@ -73,26 +76,26 @@ class SkyworkVisionConfig(PretrainedConfig):
 
     def __init__(
         self,
-        num_channels=3,
-        patch_size=14,
-        image_size=448,
-        hidden_size=3200,
-        num_hidden_layers=45,
-        num_attention_heads=25,
-        intermediate_size=12800,
-        hidden_act="gelu",
-        norm_type="rms_norm",
-        layer_norm_eps=1e-6,
-        qk_normalization=True,
-        qkv_bias=False,
-        dropout=0.0,
-        attention_dropout=0.0,
-        drop_path_rate=0.0,
-        initializer_range=1e-10,
-        initializer_factor=0.1,
-        use_flash_attn=True,
-        **kwargs,
-    ):
+        num_channels: int = 3,
+        patch_size: int = 14,
+        image_size: int = 448,
+        hidden_size: int = 3200,
+        num_hidden_layers: int = 45,
+        num_attention_heads: int = 25,
+        intermediate_size: int = 12800,
+        hidden_act: str = "gelu",
+        norm_type: str = "rms_norm",
+        layer_norm_eps: float = 1e-6,
+        qk_normalization: bool = True,
+        qkv_bias: bool = False,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        drop_path_rate: float = 0.0,
+        initializer_range: float = 1e-10,
+        initializer_factor: float = 0.1,
+        use_flash_attn: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self.num_channels = num_channels
         self.patch_size = patch_size
         self.image_size = image_size
@@ -114,7 +117,7 @@ class SkyworkVisionConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self._check_fields()
 
-    def _check_fields(self):
+    def _check_fields(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"vision_config: hidden_size={self.hidden_size} is not divisible by "
@@ -122,20 +125,22 @@ class SkyworkVisionConfig(PretrainedConfig):
             )
         if self.image_size % self.patch_size:
             raise ValueError(
-                f"vision_config: image_size={self.image_size} is not divisible by patch_size={self.patch_size} "
-                "(pixels)."
+                f"vision_config: image_size={self.image_size} is not divisible by "
+                f"patch_size={self.patch_size} (pixels)."
             )
         if self.norm_type not in ("rms_norm", "layer_norm"):
             raise ValueError(
-                f"vision_config: norm_type={self.norm_type!r} is unknown; expected 'rms_norm' or 'layer_norm'."
+                f"vision_config: norm_type={self.norm_type!r} is unknown; expected 'rms_norm' or "
+                "'layer_norm'."
             )
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(
                 f"vision_config: drop_path_rate={self.drop_path_rate} must be in [0, 1)."
             )
 
-    # transformers 5 turns every config into a dataclass, whose generated __eq__ sees the base class's fields only
-    def __eq__(self, other):
+    # transformers 5 turns every config into a dataclass, whose generated __eq__ compares the fields
+    # of the base class only.
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = None
@@ -145,16 +150,19 @@ class SkyworkChatConfig(PretrainedConfig):
     """A Skywork-R1V model: `vision_config`, `llm_config` and how images become tokens.
 
     Args:
-        vision_config: `SkyworkVisionConfig`, a dict of its fields, or None (InternViT-6B). A `model_type` of another
-            name (checkpoints use several) is accepted, with one warning if it is not InternViT's.
+        vision_config: `SkyworkVisionConfig`, a dict of its fields, or None (InternViT-6B). A
+            `model_type` of another name (checkpoints use several) is accepted, with one warning if
+            it is not InternViT's.
         llm_config: `Qwen2Config`, a dict of its fields, or None (DeepSeek-R1-Distill-Qwen-32B).
-        select_layer: vision layer whose output is used: -1 is the last, -2 the one before; a non-negative value counts
-            layers from the patch embeddings.
+        select_layer: vision layer whose output is used: -1 is the last, -2 the one before; a value
+            from 0 on counts layers from the patch embeddings.
         force_image_size: side of a tile in pixels, if not the vision tower's own.
         downsample_ratio: pixel shuffle; 0.5 merges 2 × 2 patches into one token.
         ps_version: "v1" or "v2"; they differ in the order of the shuffled tokens.
         template: conversation template; an unknown name falls back to the default with one warning.
-        dynamic_image_size, min_dynamic_patch, max_dynamic_patch, use_thumbnail: tiling of an image, in tiles.
+        dynamic_image_size: whether an image is cut into tiles.
+        min_dynamic_patch, max_dynamic_patch: bounds on the number of tiles of an image.
+        use_thumbnail: whether the whole image is a further tile.
         image_token_id: id of `<IMG_CONTEXT>`, the token that image features replace.
 
     Raises:
@@ -165,29 +173,29 @@ class SkyworkChatConfig(PretrainedConfig):
     model_type = "skywork_chat"
     is_composition = True
     sub_configs = {"vision_config": SkyworkVisionConfig, "llm_config": Qwen2Config}
-    # Engines (vLLM among them) set and read `text_config`: the same object under a second name, so that it can
-    # neither drift from llm_config nor be written out twice.
+    # Engines (vLLM among them) set and read `text_config`. It is the same object under a second
+    # name, so that it can neither drift from llm_config nor be written out twice.
     attribute_map = {"text_config": "llm_config", "image_token_index": "image_token_id"}
 
     def __init__(
         self,
-        vision_config=None,
-        llm_config=None,
-        use_backbone_lora=0,
-        use_llm_lora=0,
-        select_layer=-1,
-        force_image_size=None,
-        downsample_ratio=0.5,
-        template=None,
-        dynamic_image_size=False,
-        use_thumbnail=False,
-        ps_version="v1",
-        min_dynamic_patch=1,
-        max_dynamic_patch=6,
-        pad2square=False,
-        image_token_id=IMAGE_TOKEN_ID,
-        **kwargs,
-    ):
+        vision_config: Any = None,
+        llm_config: Any = None,
+        use_backbone_lora: int = 0,
+        use_llm_lora: int = 0,
+        select_layer: int = -1,
+        force_image_size: int | None = None,
+        downsample_ratio: float = 0.5,
+        template: str | None = None,
+        dynamic_image_size: bool = False,
+        use_thumbnail: bool = False,
+        ps_version: str = "v1",
+        min_dynamic_patch: int = 1,
+        max_dynamic_patch: int = 6,
+        pad2square: bool = False,
+        image_token_id: int = IMAGE_TOKEN_ID,
+        **kwargs: Any,
+    ) -> None:
         text_config = kwargs.pop("text_config", None)
         image_token_id = kwargs.pop("image_token_index", image_token_id)
         for derived in DERIVED_FIELDS:
@@ -207,7 +215,8 @@ class SkyworkChatConfig(PretrainedConfig):
         self.max_dynamic_patch = max_dynamic_patch
         self.pad2square = pad2square
         self.image_token_id = image_token_id
-        # The base class's default is True; what decides is whether the language model ties its head
+        # The base class's default is True. What decides is whether the language model ties its
+        # head.
         kwargs.setdefault("tie_word_embeddings", bool(self.llm_config.tie_word_embeddings))
         tie_word_embeddings = kwargs["tie_word_embeddings"]
         super().__init__(**kwargs)
@@ -215,76 +224,75 @@ class SkyworkChatConfig(PretrainedConfig):
         self._check_fields()
 
     @property
-    def tile_size(self):
+    def tile_size(self) -> int:
         """Side of a tile in pixels."""
         return self.force_image_size or self.vision_config.image_size
 
     @property
-    def shuffle_factor(self):
+    def shuffle_factor(self) -> int:
         """f of the pixel shuffle: a square of f × f patches becomes one token."""
         return round(1 / self.downsample_ratio)
 
     @property
-    def num_vision_layers_used(self):
+    def num_vision_layers_used(self) -> int:
         """How many layers of the vision tower are computed: all of them up to `select_layer`."""
         if self.select_layer >= 0:
             return self.select_layer
         return self.vision_config.num_hidden_layers + 1 + self.select_layer
 
     @property
-    def num_image_token(self):
-        """Tokens a tile takes in the prompt: int((image_size // patch_size)² · downsample_ratio²), 256 at 38B."""
-        return int(
-            (self.tile_size // self.vision_config.patch_size) ** 2 * self.downsample_ratio**2
-        )
+    def num_image_token(self) -> int:
+        """Number of tokens of a tile in the prompt, 256 at 38B.
+
+        That is int((image_size // patch_size)² · downsample_ratio²).
+        """
+        patches_per_side = self.tile_size // self.vision_config.patch_size
+        return int(patches_per_side**2 * self.downsample_ratio**2)
 
     @property
-    def hidden_size(self):
-        """Width of the language model: what training code (DeepSpeed, TRL) reads at the top level."""
+    def hidden_size(self) -> int:
+        """Width of the language model, which DeepSpeed and TRL read at the top level."""
         return self.llm_config.hidden_size
 
     @property
-    def vocab_size(self):
-        """Rows of the language model's embedding; settable, as resizing it sets this at the top level before 4.46."""
+    def vocab_size(self) -> int:
+        """Number of rows of the language model's embedding.
+
+        It can be set, because before 4.46 resizing the embedding sets it at the top level.
+        """
         return self.llm_config.vocab_size
 
     @vocab_size.setter
-    def vocab_size(self, value):
+    def vocab_size(self, value: int) -> None:
         self.llm_config.vocab_size = value
 
-    def get_text_config(self, *args, **kwargs):
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Qwen2Config:
         """The language model's config, whichever half (`decoder`, `encoder`) is asked for."""
         return self.llm_config
 
-    def to_dict(self):
-        """A plain dict, sub-configs included: on every transformers version what `from_dict` takes back."""
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, sub-configs included, which `from_dict` of every version takes back."""
         output = _with_torch_dtype(super().to_dict())
         output["vision_config"] = _with_torch_dtype(self.vision_config.to_dict())
         output["llm_config"] = portable_language_config(self.llm_config.to_dict())
         output["vision_config"].pop("transformers_version", None)
         return output
 
-    def _check_fields(self):
+    def _check_fields(self) -> None:
         vision = self.vision_config
         if self.tile_size % vision.patch_size:
             raise ValueError(
                 f"force_image_size={self.force_image_size} is not divisible by "
                 f"vision_config.patch_size={vision.patch_size} (pixels)."
             )
-        grid = self.tile_size // vision.patch_size
-        merged = grid * self.downsample_ratio
-        if not 0 < self.downsample_ratio <= 1 or merged != int(merged) or grid % int(merged):
-            raise ValueError(
-                f"downsample_ratio={self.downsample_ratio} cannot shuffle a grid of {grid} × {grid} patches "
-                f"(image_size={self.tile_size}, patch_size={vision.patch_size}): both the merged side and the "
-                "factor must be whole numbers."
-            )
+        self._check_pixel_shuffle()
         if self.ps_version not in ("v1", "v2"):
             raise ValueError(f"ps_version={self.ps_version!r} is unknown; expected 'v1' or 'v2'.")
         if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
             raise ValueError(
-                f"min_dynamic_patch={self.min_dynamic_patch} and max_dynamic_patch={self.max_dynamic_patch} (tiles): "
-                "expected 1 <= min_dynamic_patch <= max_dynamic_patch."
+                f"min_dynamic_patch={self.min_dynamic_patch} and "
+                f"max_dynamic_patch={self.max_dynamic_patch} (tiles): expected "
+                "1 <= min_dynamic_patch <= max_dynamic_patch."
             )
         if not -vision.num_hidden_layers - 1 <= self.select_layer <= vision.num_hidden_layers:
             raise ValueError(
@@ -293,24 +301,39 @@ class SkyworkChatConfig(PretrainedConfig):
             )
         if self.template is not None and self.template not in KNOWN_TEMPLATES:
             logger.warning_once(
-                f"template={self.template!r} is not one of {', '.join(KNOWN_TEMPLATES)}; prompts use 'skywork-r1v'."
+                f"template={self.template!r} is not one of {', '.join(KNOWN_TEMPLATES)}; prompts "
+                "use 'skywork-r1v'."
+            )
+
+    def _check_pixel_shuffle(self) -> None:
+        patch_size = self.vision_config.patch_size
+        grid = self.tile_size // patch_size
+        merged = grid * self.downsample_ratio
+        is_ratio = 0 < self.downsample_ratio <= 1
+        if not is_ratio or merged != int(merged) or grid % int(merged):
+            raise ValueError(
+                f"downsample_ratio={self.downsample_ratio} cannot shuffle a grid of {grid} × "
+                f"{grid} patches (image_size={self.tile_size}, patch_size={patch_size}): both the "
+                "merged side and the factor must be whole numbers."
             )
 
     __eq__ = SkyworkVisionConfig.__eq__
     __hash__ = None
 
 
-def portable_language_config(fields):
-    """A Qwen2 config (a dict) in the words that every transformers version reads; version 5 writes others.
+def portable_language_config(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Qwen2 config under the names that every transformers version reads.
 
-    Version 4 knows nothing of `rope_parameters` and would silently compute with a `rope_theta` of 10,000.
+    Version 5 writes other names. Version 4 knows nothing of `rope_parameters`, and would silently
+    compute with a `rope_theta` of 10,000.
     """
     fields = _with_torch_dtype(fields)
     rope = fields.pop("rope_parameters", None)
     if rope is not None:
         rope = dict(rope)
         fields["rope_theta"] = rope.pop("rope_theta", 10000.0)
-        fields["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+        is_scaled = rope.get("rope_type", "default") != "default"
+        fields["rope_scaling"] = rope if is_scaled else None
     for name in ("layer_types", "auto_map", "_name_or_path", "transformers_version"):
         fields.pop(name, None)
     if not fields.get("use_sliding_window") and fields.get("sliding_window") is None:
@@ -318,8 +341,11 @@ def portable_language_config(fields):
     return fields
 
 
-def _with_torch_dtype(fields):
-    """A copy that names the dtype as every version reads it; from 4.56 on it is written as `dtype`."""
+def _with_torch_dtype(fields: dict[str, Any]) -> dict[str, Any]:
+    """A copy with the dtype under the name that every version reads.
+
+    Versions from 4.56 on write it as `dtype`.
+    """
     fields = dict(fields)
     dtype = fields.pop("dtype", None)
     if dtype is not None:
@@ -327,7 +353,7 @@ def _with_torch_dtype(fields):
     return fields
 
 
-def _as_vision_config(value):
+def _as_vision_config(value: Any) -> SkyworkVisionConfig:
     if value is None:
         return SkyworkVisionConfig()
     if isinstance(value, SkyworkVisionConfig):
@@ -345,28 +371,35 @@ def _as_vision_config(value):
     return SkyworkVisionConfig(**fields)
 
 
-def _as_language_config(value):
+def _as_language_config(value: Any) -> Qwen2Config:
     if value is None:
         value = _LANGUAGE_DEFAULTS
-    if isinstance(value, Qwen2Config):
-        architectures, config = value.architectures, value
-    elif isinstance(value, dict):
-        architectures, config = value.get("architectures"), None
-        model_type = value.get("model_type", Qwen2Config.model_type)
-        if model_type != Qwen2Config.model_type:
-            architectures = architectures or [model_type]
-    elif isinstance(value, PretrainedConfig):
-        architectures, config = value.architectures or [value.model_type], None
-    else:
-        raise TypeError(f"llm_config must be a dict or a Qwen2Config, not {type(value).__name__}.")
+    architectures = _language_architectures(value)
     if architectures and architectures[0] not in SUPPORTED_LANGUAGE_ARCHITECTURES:
         raise ValueError(
             f"llm_config.architectures={architectures} is not supported; expected one of "
-            f"{list(SUPPORTED_LANGUAGE_ARCHITECTURES)} (every Skywork-R1V language model is a Qwen2)."
+            f"{list(SUPPORTED_LANGUAGE_ARCHITECTURES)} (every Skywork-R1V language model is a "
+            "Qwen2)."
         )
-    if config is None:
-        fields = copy.deepcopy(value if isinstance(value, dict) else value.to_dict())
-        fields.pop("model_type", None)
-        fields.setdefault("architectures", list(SUPPORTED_LANGUAGE_ARCHITECTURES[:1]))
-        config = Qwen2Config(**fields)
-    return config
+    if isinstance(value, Qwen2Config):
+        return value
+    fields = copy.deepcopy(value if isinstance(value, dict) else value.to_dict())
+    fields.pop("model_type", None)
+    fields.setdefault("architectures", list(SUPPORTED_LANGUAGE_ARCHITECTURES[:1]))
+    return Qwen2Config(**fields)
+
+
+def _language_architectures(value: Any) -> list[str] | None:
+    """The architectures that a language config names; without any, those of its model type."""
+    if isinstance(value, Qwen2Config):
+        return value.architectures
+    if isinstance(value, dict):
+        architectures = value.get("architectures")
+        model_type = value.get("model_type", Qwen2Config.model_type)
+    elif isinstance(value, PretrainedConfig):
+        return value.architectures or [value.model_type]
+    else:
+        raise TypeError(f"llm_config must be a dict or a Qwen2Config, not {type(value).__name__}.")
+    if model_type != Qwen2Config.model_type:
+        return architectures or [model_type]
+    return architectures

@@ -37,9 +37,9 @@ Segment = tuple[str, bool]  # a text, and whether it may become control tokens
 class Question(str):
     """A user's message that knows how many of its `<image>` stand for images; the rest is text.
 
-    `chat()` returns such questions in the history, so that a word `<image>` in an earlier turn stays
-    a word. In a history of plain strings, such as one that went through JSON, images belong to the
-    first `<image>` that it has.
+    `chat()` returns such questions in the history, so that a word `<image>` in an earlier turn
+    stays a word. In a history of plain strings, such as one that went through JSON, images belong
+    to the first `<image>` that it has.
     """
 
     num_images: int
@@ -186,7 +186,8 @@ def get_conv_template(name: str | None = None) -> Conversation:
     if name is not None:
         known = ", ".join(template.name for template in _TEMPLATES)
         logger.warning_once(
-            f"Conversation template {name!r} is unknown (known: {known}); using that of Skywork-R1V."
+            f"Conversation template {name!r} is unknown (known: {known}); using that of "
+            "Skywork-R1V."
         )
     return _TEMPLATES[0].copy()
 
@@ -287,9 +288,9 @@ def encode_segments(
 ) -> list[int]:
     """Token ids of a prompt, in which only control segments can hold control tokens.
 
-    The ids are those of tokenizing the joined text, except where a user's text spells out one of the
-    tokenizer's added tokens. There it is cut inside that word and tokenized in parts, which reads
-    the same to the model and is no control token.
+    The ids are those of tokenizing the joined text, except where a user's text spells out one of
+    the tokenizer's added tokens. There it is cut inside that word and tokenized in parts, which
+    reads the same to the model and is no control token.
 
     Args:
         segments: `(text, is_control)` pairs.
@@ -309,7 +310,7 @@ def encode_segments(
 def _positions_to_cut(
     added_tokens: Iterable[str], text: str, segments: Sequence[Segment]
 ) -> list[int]:
-    """Positions inside every added token of `text` that does not lie wholly in a control segment."""
+    """Positions inside each added token of `text` that does not lie wholly in a control segment."""
     if not added_tokens:
         return []
     control_spans = _control_spans(segments)
@@ -351,9 +352,9 @@ def split_thinking(text: str, thinking_opened: bool = True) -> SplitAnswer:
 
     Args:
         text: an answer of `chat()`; a leading `<think>` is dropped.
-        thinking_opened: whether the prompt had opened the thinking, as both templates do. It decides
-            what a text without `</think>` is: a thinking that was not finished (True), or an answer
-            without thinking (False).
+        thinking_opened: whether the prompt had opened the thinking, as both templates do. It
+            decides what a text without `</think>` is: a thinking that was not finished (True), or
+            an answer without thinking (False).
 
     Returns:
         `SplitAnswer(thinking, answer)`, both stripped. The first `</think>` divides; further ones

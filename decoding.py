@@ -5,8 +5,8 @@ itself on a GPU only.
 
 At batch 1 a decoding step reads every weight once, so a matrix-vector product could be as fast as
 memory is. The library calls of torch are far from that: 17 of 48 GB/s in float32 on two cores of an
-AMD EPYC with torch 2.15, and each call costs more than the product itself where the matrix is small.
-`cpu_backend` therefore rewrites these products as a multiplication and a sum, which inductor
+AMD EPYC with torch 2.15, and each call costs more than the product itself where the matrix is
+small. `cpu_backend` therefore rewrites these products as a multiplication and a sum, which inductor
 compiles into fused loops over the rows of the weight, on all cores. benchmarks/NOTES.md has the
 figures by machine.
 """
@@ -61,8 +61,8 @@ def with_compiled_decoding(
         return {**keywords, "compile_config": compile_config}
     in_main_thread = threading.current_thread() is threading.main_thread()
     if TORCH_VERSION < (2, 13) and not in_main_thread:
-        # The default of transformers, "reduce-overhead", has CUDA graphs. They fail in a thread that
-        # torch did not start, such as that of chat_stream() (pytorch issue 123177).
+        # The default of transformers, "reduce-overhead", has CUDA graphs. They fail in a thread
+        # that torch did not start, such as that of chat_stream() (pytorch issue 123177).
         return {**keywords, "compile_config": CompileConfig(mode="default")}
     return keywords
 

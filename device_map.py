@@ -3,8 +3,8 @@
     model = AutoModel.from_pretrained(path, device_map="split", trust_remote_code=True)
 
 The vision tower, the projector, the embeddings and the head go on the first GPU, and whole decoder
-layers are spread over all of them. `split_layers` and `build_device_map` are pure functions of sizes
-in bytes, which also plan for machines that are not at hand.
+layers are spread over all of them. `split_layers` and `build_device_map` are pure functions of
+sizes in bytes, which also plan for machines that are not at hand.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def split_layers(
     """
     if not memory:
         raise ValueError(
-            "No GPU to split the model over: memory is empty. Load with device_map='cpu' or none at "
-            "all."
+            "No GPU to split the model over: memory is empty. Load with device_map='cpu' or none "
+            "at all."
         )
     if first_size > memory[0]:
         raise ValueError(
@@ -70,9 +70,9 @@ def split_layers(
             sizes = ", ".join(f"{size / GIB:.1f}" for size in memory)
             raise ValueError(
                 f"The model takes {(first_size + sum(layer_sizes)) / GIB:.1f} GiB and does not fit "
-                f"the {sum(memory) / GIB:.1f} GiB of {len(memory)} GPUs ({sizes}) in whole layers of "
-                f"{largest / GIB:.2f} GiB: add GPUs, load quantized, or use device_map='auto' to "
-                "offload."
+                f"the {sum(memory) / GIB:.1f} GiB of {len(memory)} GPUs ({sizes}) in whole layers "
+                f"of {largest / GIB:.2f} GiB: add GPUs, load quantized, or use device_map='auto' "
+                "to offload."
             )
         gpu = min(fitting, key=lambda index: (loads[index] + largest) / memory[index])
         loads[gpu] += largest

@@ -1,6 +1,7 @@
 """What `chat()` adds to transformers' `generate`: settings, a thinking budget, interrupts, streams.
 
-    with model.chat_stream(tokenizer, "a.jpg", "What is this?", options, thinking_budget=512) as stream:
+    with model.chat_stream(tokenizer, "a.jpg", "What is this?", options, thinking_budget=512) as
+    stream:
         for text in stream:
             print(text, end="", flush=True)
     stream.answer, stream.history
@@ -36,12 +37,13 @@ from .transformers_compat import (
 class ThinkingBudget(LogitsProcessor):
     """Closes the thinking of every row that has not closed it by itself after so many tokens.
 
-    What it does depends on the ids alone, so beams, batches and assisted decoding may call it in any
-    order.
+    What it does depends on the ids alone, so beams, batches and assisted decoding may call it in
+    any order.
 
     Args:
         budget: number of tokens of thinking, at least 0.
-        closing_ids: the tokens that end the thinking, `</think>` among them; each is forced in turn.
+        closing_ids: the tokens that end the thinking, `</think>` among them; each is forced in
+            turn.
         think_end_id: the id of `</think>`.
         prompt_length: number of ids before the first generated one in what `generate` hands over.
 
@@ -262,8 +264,8 @@ def check_context(length: int, max_new_tokens: int | None, limit: int) -> None:
     if max_new_tokens is not None and max_new_tokens > room:
         raise ValueError(
             f"The prompt has {length} tokens, and {max_new_tokens} new ones are allowed "
-            "(max_new_tokens, or what max_length leaves), together more than the model's context of "
-            f"{limit}: set max_new_tokens to at most {room}, or shorten the prompt."
+            "(max_new_tokens, or what max_length leaves), together more than the model's context "
+            f"of {limit}: set max_new_tokens to at most {room}, or shorten the prompt."
         )
 
 
@@ -346,8 +348,8 @@ class AnswerStream:
     def close(self) -> None:
         """Stop the generation and wait for the token that is being computed.
 
-        The first token takes as long as reading the whole prompt. Further iteration gives the pieces
-        that are left.
+        The first token takes as long as reading the whole prompt. Further iteration gives the
+        pieces that are left.
         """
         self._monitor.stop.set()
         self._thread.join()

@@ -1,7 +1,7 @@
 """How a model is loaded: its attention implementation, its quantization and its dtype.
 
-`from_pretrained` passes through `loading_keywords`, which turns the model card's keywords into those
-of the installed transformers version.
+`from_pretrained` passes through `loading_keywords`, which turns the model card's keywords into
+those of the installed transformers version.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def bytes_per_parameter(keywords: dict[str, Any], config: PretrainedConfig) -> t
 def bytes_of_quantization(quantization_config: Any) -> float | None:
     """Bytes of a decoder layer's weight under a quantization config, an object or a dict.
 
-    In the formats of AutoAWQ and GPTQ a group of weights has a scale of 16 bits, and a zero point as
-    wide as a weight.
+    In the formats of AutoAWQ and GPTQ a group of weights has a scale of 16 bits, and a zero point
+    as wide as a weight.
 
     Returns:
         None where the config does not say.

@@ -3,7 +3,8 @@
 The architecture is that of the report of R1V, section 2.1. Two classes share the weights, because
 two calling conventions are in use:
 
-- `SkyworkChatModel` (AutoModel, AutoModelForCausalLM) has the model card's: `chat()`, `batch_chat()`
+- `SkyworkChatModel` (AutoModel, AutoModelForCausalLM) has the model card's: `chat()`,
+`batch_chat()`
   (chat.py), and a `generate()` that returns the new tokens only.
 - `SkyworkChatForConditionalGeneration` (AutoModelForImageTextToText) has those of transformers, for
   pipelines and trainers: `generate()` returns prompt and completion.
@@ -58,7 +59,13 @@ from .loading import (
     share_attention,
 )
 from .modeling_intern_vit import SkyworkVisionModel
-from .transformers_compat import accepted_keywords, cached_length, fill_unless_loaded
+from .transformers_compat import (
+    CACHE_NAME,
+    accepted_keywords,
+    cached_length,
+    fill_unless_loaded,
+    given_cache,
+)
 
 # Tiles are encoded in chunks of about this many positions. On a GPU that is 16 tiles of 448 pixels,
 # which bounds the activations of InternViT-6B at about 1 GB in bf16, whatever the number of tiles.
@@ -80,7 +87,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     _supports_flash_attn_2 = True  # the flag's name before transformers 4.54
     _supports_flash_attn = True
     _supports_cache_class = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
     # Training with parameters sharded over processes (FSDP, ZeRO-3) sets this: every process has to
     # call every module equally often, so that tiles are not encoded in chunks.
@@ -178,7 +185,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     def _resolve_device_map(
         cls, kwargs: dict[str, Any], config: SkyworkChatConfig, offload_vision: bool
     ) -> None:
-        """Turn "split", and dicts with surplus names, into a device map of transformers, in place."""
+        """Turn "split" and dicts with surplus names into a device map, in place."""
         device_map = kwargs.get("device_map")
         if device_map == "split":
             sizes = bytes_per_parameter(kwargs, config)
@@ -447,8 +454,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
                 `inputs_embeds` (batch, length, H).
             pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
             attention_mask: (batch, length).
-            past_key_values: the cache of earlier positions. Images belong to the call that has their
-                tokens.
+            past_key_values: the cache of earlier positions. Images belong to the call that has
+                their tokens.
             labels: (batch, length), -100 where no loss counts; shifted inside.
             image_flags: (tiles,); tiles flagged 0 are padding.
             image_features: what `extract_feature` gave, in place of `pixel_values`.
@@ -460,7 +467,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
 
         Raises:
-            ValueError: images that do not match the image tokens, or neither or both kinds of input.
+            ValueError: images that do not match the image tokens, or neither or both kinds of
+                input.
         """
         output = self._hidden_states(
             input_ids=input_ids,
@@ -488,9 +496,9 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
             attentions=output.attentions,
+            **{CACHE_NAME: getattr(output, CACHE_NAME)},
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -501,6 +509,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         image_flags: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
+        past_key_values: Any = None,
         **decoder_inputs: Any,
     ) -> Any:
         """The decoder's output, with `last_hidden_state` (batch, length, H)."""
@@ -514,6 +523,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         for name in ("output_attentions", "output_hidden_states"):
             if decoder_inputs.get(name) is None:
                 decoder_inputs[name] = getattr(self.config, name)
+        decoder_inputs[CACHE_NAME] = given_cache(past_key_values, decoder_inputs)
         decoder_inputs["return_dict"] = True  # PEFT may ask for a tuple, and here needs an object
         decoder = self.get_decoder()
         return decoder(inputs_embeds=inputs_embeds, **accepted_keywords(decoder, decoder_inputs))
@@ -612,8 +622,8 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
         """Continue prompts, with images or without.
 
         Args:
-            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens, or
-                None.
+            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens,
+                or None.
             input_ids: (batch, length), left-padded; or `inputs_embeds` (batch, length, H).
             attention_mask: (batch, length).
             visual_features: (tiles, num_image_token, H), what `extract_feature` gave, in place of
@@ -680,7 +690,8 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeat each row for beams or several samples, and with it all of its tiles in their order.
+        """Repeat each row for beams or several samples, and with it all of its tiles in their
+        order.
 
         transformers' own method repeats along the first axis, which for images counts tiles.
         """
@@ -722,11 +733,13 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
                 lookup guesses the next tokens by copying from the prompt. A guessed image token has
                 no image behind it, so it is masked.
         """
+        cache = given_cache(past_key_values, kwargs)
+        kwargs[CACHE_NAME] = cache
         inputs = self.language_model.prepare_inputs_for_generation(
-            input_ids, past_key_values=past_key_values, inputs_embeds=inputs_embeds, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         images = {"pixel_values": pixel_values, "image_features": image_features}
-        is_first_step = cached_length(past_key_values) == 0
+        is_first_step = cached_length(cache) == 0
         if is_first_step:
             inputs.update(images)
         new_ids = inputs.get("input_ids")
@@ -808,8 +821,8 @@ def next_token_loss(
     Args:
         logits: (batch, length, vocabulary).
         labels: (batch, length); -100 is ignored.
-        num_items_in_batch: divide the sum by this, as a trainer that accumulates gradients asks for,
-            and not by the number of labels in this batch.
+        num_items_in_batch: divide the sum by this, as a trainer that accumulates gradients asks
+            for, and not by the number of labels in this batch.
 
     Returns:
         A scalar; zero where no label counts (a mean over nothing would be NaN).

@@ -34,6 +34,9 @@ EMBEDDINGS_COUNT_IN_MAX_LENGTH = at_least("4.38")
 # From 4.53 on `auto_map` can name a class in a folder, such as "preprocessor/module.Class".
 LOADS_CLASSES_FROM_FOLDERS = at_least("4.53")
 
+# From 5.24 on the keyword of the cache, and the field of an output that has it, is `cache`.
+CACHE_NAME = "cache" if at_least("5.24") else "past_key_values"
+
 # Up to 5.14 a static cache is kept on the model, and every call of `generate` gets the same one.
 SHARES_STATIC_CACHE = not at_least("5.15")
 
@@ -63,6 +66,16 @@ def accepted_keywords(module: nn.Module, keywords: dict[str, Any]) -> dict[str, 
     return {name: value for name, value in keywords.items() if name in parameters}
 
 
+def given_cache(past_key_values: Any, keywords: dict[str, Any]) -> Any:
+    """The cache that a call was given under either of its names.
+
+    Args:
+        keywords: of the call; `cache` is removed from them.
+    """
+    cache = keywords.pop("cache", None)
+    return past_key_values if cache is None else cache
+
+
 def cached_length(past_key_values: Any) -> int:
     """Number of positions in a cache, which before 4.46 may be a tuple of (key, value) pairs."""
     if past_key_values is None:
@@ -73,7 +86,7 @@ def cached_length(past_key_values: Any) -> int:
 
 
 def stopping_decision(stop: bool, input_ids: torch.Tensor) -> torch.Tensor | bool:
-    """The answer of a stopping criterion: one for each row since 4.39, one for all rows before."""
+    """A stopping criterion's answer: one for each row since 4.39, one for all rows before."""
     if at_least("4.39"):
         return input_ids.new_full((len(input_ids),), stop, dtype=torch.bool)
     return stop
@@ -96,7 +109,7 @@ def default_loading_dtype() -> torch.dtype | str:
 
 
 def loads_meta_first() -> bool:
-    """Whether `low_cpu_mem_usage` is the only way of loading, and no longer a keyword: since 5.0."""
+    """Whether `low_cpu_mem_usage` is the only way of loading and no keyword: since 5.0."""
     return at_least("5.0")
 
 

@@ -1,1 +1,4 @@
-"""Images to tiles to tensors, text with images to model inputs; through `auto_map` or imported from a clone."""
+"""From images to tiles to tensors, and from messages to model inputs.
+
+Loaded through `auto_map`, or imported from a clone.
+"""

@@ -1,7 +1,10 @@
-"""Opens images as people have them: paths, URLs, base64, bytes, arrays; turned, palette, transparent, 16-bit, animated.
+"""Opens images as people have them: paths, URLs, base64, bytes, arrays, tensors, PIL images.
 
-What cannot be read raises an error that names the file.
+Photographs are turned upright, and images with a palette, transparency, 16 bits or several frames
+become RGB. What cannot be read raises an error that names the file.
 """
+
+from __future__ import annotations
 
 import base64
 import http.client
@@ -9,6 +12,7 @@ import io
 import struct
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,36 +20,42 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 URL_TIMEOUT = 30  # seconds
 LONGEST_PATH = 1024  # characters; a longer text is base64
+SHORTEST_BASE64 = 64  # characters; a shorter text is a path
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+ALPHA_CHOICES = ("drop", "white")
 
 
-def open_image(source, apply_exif_orientation=True, alpha="drop"):
+def open_image(
+    source: Any, apply_exif_orientation: bool = True, alpha: str = "drop"
+) -> Image.Image:
     """An RGB image from whatever a user has.
 
     Args:
-        source: a PIL image, a path, an http(s) or data: URL, base64 text, bytes, an array (height, width, channels), or
-            a tensor (channels, height, width).
-        apply_exif_orientation: turn a photograph the way its camera was held. The model card's `load_image` does not.
+        source: a PIL image, a path, an http(s) or data: URL, base64 text, bytes, an array (height,
+            width, channels), or a tensor (channels, height, width).
+        apply_exif_orientation: turn a photograph the way its camera was held. The model card's
+            `load_image` does not.
         alpha: "drop" ignores transparency, as the model card does; "white" puts the image on white.
 
     Returns:
-        A PIL image of mode RGB; of an animation the first frame. A PIL image that is so already is returned itself.
+        A PIL image of mode RGB; of an animation the first frame. A PIL image that is one already is
+        returned itself.
 
     Raises:
         FileNotFoundError: a path that does not exist.
         ValueError: anything that cannot be read as an image, by name.
         TypeError: a source of another type.
     """
-    if alpha not in ("drop", "white"):
+    if alpha not in ALPHA_CHOICES:
         raise ValueError(f"alpha={alpha!r} is unknown; expected 'drop' or 'white'.")
-    name, image = _find(source)
+    name, found = _find(source)
     try:
-        if not isinstance(image, Image.Image):
-            image = _open_file(image)
+        image = found if isinstance(found, Image.Image) else _open_file(found)
         return _first_frame(image, apply_exif_orientation, alpha)
     except Image.DecompressionBombError as error:
         raise ValueError(
-            f"{name}: too many pixels to decode safely ({error}). Shrink it, or pass a PIL image that you opened."
+            f"{name}: too many pixels to decode safely ({error}). Shrink it, or pass a PIL image "
+            "that you opened."
         ) from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that PIL can read.") from error
@@ -53,8 +63,11 @@ def open_image(source, apply_exif_orientation=True, alpha="drop"):
         raise ValueError(f"{name}: the image is damaged or incomplete ({error}).") from error
 
 
-def flatten_images(images):
-    """One list of images from an image, a list, or a list of lists with None for samples without images."""
+def flatten_images(images: Any) -> list:
+    """One list of images from an image, a list, or a list of lists.
+
+    None stands for a sample without images.
+    """
     if images is None:
         return []
     if not isinstance(images, (list, tuple)):
@@ -62,45 +75,53 @@ def flatten_images(images):
     return [image for entry in images for image in flatten_images(entry)]
 
 
-def _find(source):
-    """(name for messages, a PIL image or what `_open_file` takes)."""
+# -- where the image is ----------------------------------------------------------------------------
+
+
+def _find(source: Any) -> tuple[str, Any]:
+    """A name for messages, and a PIL image or what `_open_file` takes."""
     if isinstance(source, Image.Image):
-        return getattr(
-            source, "filename", ""
-        ) or f"image of {source.width} × {source.height} pixels", source
+        name = getattr(source, "filename", "")
+        return name or f"image of {source.width} × {source.height} pixels", source
     if isinstance(source, bytes):
         return f"{len(source)} bytes", io.BytesIO(source)
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return f"array of shape {tuple(source.shape)}", _from_array(source)
     if isinstance(source, Path):
         return _find_path(source)
-    if not isinstance(source, str):
-        raise TypeError(
-            "An image must be a PIL image, path, URL, base64 text, bytes, array or tensor, not "
-            f"{type(source).__name__}."
-        )
+    if isinstance(source, str):
+        return _find_text(source)
+    raise TypeError(
+        "An image must be a PIL image, path, URL, base64 text, bytes, array or tensor, not "
+        f"{type(source).__name__}."
+    )
+
+
+def _find_text(source: str) -> tuple[str, Any]:
+    """As `_find`, of a URL, base64 text or a path."""
     if source.startswith(("http://", "https://")):
         return source, io.BytesIO(_download(source))
     if source.startswith("data:"):
-        return source[:40], io.BytesIO(_decode(source.split(",", 1)[-1], source[:40]))
+        name = source[:40]
+        return name, io.BytesIO(_decode(source.split(",", 1)[-1], name))
     if source.startswith("file://"):
         return _find_path(Path(urllib.request.url2pathname(source[len("file://") :])))
-    # Base64 has letters, digits, +, / and =
+    # The letters of base64 are letters of paths, too.
     if len(source) > LONGEST_PATH or not _exists(source):
-        decoded = _looks_like_base64(source)
+        decoded = _decode_if_base64(source)
         if decoded is not None:
             return f"base64 text {source[:16]}…", io.BytesIO(decoded)
     return _find_path(Path(source))
 
 
-def _exists(text):
+def _exists(path: str | Path) -> bool:
     try:
-        return Path(text).exists()
+        return Path(path).exists()
     except (OSError, ValueError):  # longer than a file name can be, or with a null character
         return False
 
 
-def _find_path(path):
+def _find_path(path: Path) -> tuple[str, Path]:
     if not _exists(path):
         raise FileNotFoundError(f"{path}: no such image file.")
     if path.is_dir():
@@ -110,49 +131,7 @@ def _find_path(path):
     return str(path), path
 
 
-def _open_file(file):
-    image = Image.open(file)
-    image.load()  # so that a truncated file fails here, where its name is known
-    return image
-
-
-def _first_frame(image, apply_exif_orientation, alpha):
-    """The first frame in RGB; the caller's image is left at the frame where it was."""
-    frame = image.tell() if getattr(image, "is_animated", False) else 0
-    if frame:
-        image.seek(0)
-    try:
-        rgb = _to_rgb(_upright(image) if apply_exif_orientation else image, alpha)
-        return rgb.copy() if frame else rgb
-    finally:
-        if frame:
-            image.seek(frame)
-
-
-def _upright(image):
-    try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return image  # exif_transpose would copy it
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        image.load()  # damaged pixels are an error still
-        return image  # the EXIF block is damaged: no orientation is known
-
-
-def _from_array(array):
-    if isinstance(array, torch.Tensor):
-        array = array.permute(1, 2, 0).cpu().numpy() if array.dim() == 3 else array.cpu().numpy()
-    if array.dtype != np.uint8:
-        raise ValueError(f"An image array must hold uint8 values of 0 to 255, not {array.dtype}.")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)):
-        raise ValueError(
-            f"array of shape {array.shape}: expected (height, width) or (height, width, channels) with 1 to 4 "
-            "channels; a tensor has its channels first."
-        )
-    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-
-
-def _download(url):
+def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=URL_TIMEOUT) as response:
             return response.read()
@@ -160,16 +139,17 @@ def _download(url):
         raise ValueError(f"{url}: could not be downloaded ({error}).") from error
 
 
-def _decode(text, name):
+def _decode(text: str, name: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:  # binascii's own, or text that is not ASCII
         raise ValueError(f"{name}: not valid base64 ({error}).") from error
 
 
-def _looks_like_base64(text):
+def _decode_if_base64(text: str) -> bytes | None:
+    """The bytes of a base64 text, or None if it is none."""
     compact = "".join(text.split())
-    if len(compact) < 64 or len(compact) % 4:
+    if len(compact) < SHORTEST_BASE64 or len(compact) % 4:
         return None
     try:
         return base64.b64decode(compact, validate=True)
@@ -177,7 +157,60 @@ def _looks_like_base64(text):
         return None
 
 
-def _to_rgb(image, alpha):
+def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
+    if isinstance(array, torch.Tensor):
+        if array.dim() == 3:
+            array = array.permute(1, 2, 0)
+        array = array.cpu().numpy()
+    if array.dtype != np.uint8:
+        raise ValueError(f"An image array must hold uint8 values of 0 to 255, not {array.dtype}.")
+    has_channels = array.ndim == 3
+    if array.ndim not in (2, 3) or (has_channels and array.shape[2] not in (1, 2, 3, 4)):
+        raise ValueError(
+            f"array of shape {array.shape}: expected (height, width) or (height, width, channels) "
+            "with 1 to 4 channels; a tensor has its channels first."
+        )
+    if has_channels and array.shape[2] == 1:
+        array = array[..., 0]
+    return Image.fromarray(array)
+
+
+# -- from a file to RGB ----------------------------------------------------------------------------
+
+
+def _open_file(file: Any) -> Image.Image:
+    image = Image.open(file)
+    image.load()  # so that a truncated file fails here, where its name is known
+    return image
+
+
+def _first_frame(image: Image.Image, apply_exif_orientation: bool, alpha: str) -> Image.Image:
+    """The first frame in RGB; the caller's image is left at the frame where it was."""
+    frame = image.tell() if getattr(image, "is_animated", False) else 0
+    if frame:
+        image.seek(0)
+    try:
+        upright = _upright(image) if apply_exif_orientation else image
+        rgb = _to_rgb(upright, alpha)
+        return rgb.copy() if frame else rgb
+    finally:
+        if frame:
+            image.seek(frame)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned by its EXIF orientation."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        # The EXIF block is damaged, so no orientation is known. Damaged pixels are still an error.
+        image.load()
+        return image
+
+
+def _to_rgb(image: Image.Image, alpha: str) -> Image.Image:
     if image.mode in SIXTEEN_BIT_MODES:
         image = _from_sixteen_bits(image)
     has_alpha = "A" in image.mode or "transparency" in image.info
@@ -189,8 +222,11 @@ def _to_rgb(image, alpha):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_sixteen_bits(image):
-    """16-bit grey to 8 bits. PIL's own conversion, which the model card uses, clips everything above 255 to white."""
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits, by scaling.
+
+    PIL's own conversion, which the model card uses, clips everything above 255 to white.
+    """
     values = np.asarray(image).astype(np.int64)
     if values.max(initial=0) <= 255 and values.min(initial=0) >= 0:
         return Image.fromarray(values.astype(np.uint8))

@@ -3,25 +3,33 @@
     image_processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
     features = image_processor(images=["a.jpg", "b.png"], return_tensors="pt")
     features["pixel_values"]  # (tiles of all images, 3, 448, 448)
-    features["num_patches"]  # tiles of each image
+    features["num_patches"]  # number of tiles of each image
 
-The values are, bit for bit, those of the model card's `load_image`, unless `fast_resize` is asked for.
+The values are, bit for bit, those of the model card's `load_image`, unless `fast_resize` is asked
+for.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_loading import flatten_images, open_image
+from .image_settings import CALL_SETTINGS, SETTING_NAMES, ImageSettings, settings_of_call
 from .tiling import select_grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What transformers' own callers may say of images in general, and what is so here in any case
+# Keywords that callers of transformers pass for images in general, and that change nothing here.
 WITHOUT_EFFECT = (
     "data_format",
     "device",
@@ -30,6 +38,7 @@ WITHOUT_EFFECT = (
     "input_data_format",
     "return_metadata",
 )
+NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
 class SkyworkImageProcessor(BaseImageProcessor):
@@ -37,103 +46,61 @@ class SkyworkImageProcessor(BaseImageProcessor):
 
     Args:
         size: side of a tile in pixels, as a number or as transformers' dict of edges.
-        min_dynamic_patch, max_dynamic_patch: bounds on the tiles of an image, thumbnail not counted.
-        dynamic_image_size: whether to tile at all; else an image is one tile.
-        use_thumbnail: add the whole image as a last tile where there is more than one.
         image_mean, image_std: of the channels in [0, 1].
-        apply_exif_orientation: turn photographs upright. The model card's `load_image` does not: turn it off for
-            exactly its values on photographs that carry an orientation.
-        alpha: "drop" (as the model card) or "white", see `open_image`.
-        fast_resize: resize with torch (bicubic, antialiased, on uint8) rather than with Pillow: faster, and within
-            3 of 255 grey levels on pictures, within 32 on white noise, where Pillow may take the axes in the other
-            order and clips in between (benchmarks/NOTES.md).
+        kwargs: the fields of `ImageSettings`, each an attribute of the processor; further ones are
+            kept as transformers keeps them.
 
     Raises:
-        ValueError: bounds that admit no grid, or a size that is not square.
+        ValueError: settings that contradict each other, or a size that is not square.
     """
 
     model_input_names = ["pixel_values"]
 
     def __init__(
         self,
-        size=448,
-        min_dynamic_patch=1,
-        max_dynamic_patch=12,
-        dynamic_image_size=True,
-        use_thumbnail=True,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-        apply_exif_orientation=True,
-        alpha="drop",
-        fast_resize=False,
-        **kwargs,
-    ):
+        size: Any = 448,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+        **kwargs: Any,
+    ) -> None:
+        given = {name: kwargs.pop(name) for name in SETTING_NAMES if name in kwargs}
         super().__init__(**kwargs)
         self.size = _square_side(size)
-        if not 1 <= min_dynamic_patch <= max_dynamic_patch:
-            raise ValueError(
-                f"min_dynamic_patch={min_dynamic_patch} and max_dynamic_patch={max_dynamic_patch} (tiles): expected "
-                "1 <= min_dynamic_patch <= max_dynamic_patch."
-            )
-        self.min_dynamic_patch = min_dynamic_patch
-        self.max_dynamic_patch = max_dynamic_patch
-        self.dynamic_image_size = dynamic_image_size
-        self.use_thumbnail = use_thumbnail
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
-        self.apply_exif_orientation = apply_exif_orientation
-        self.alpha = alpha
-        self.fast_resize = fast_resize
+        for name, value in dataclasses.asdict(ImageSettings(**given)).items():
+            setattr(self, name, value)
 
-    def __call__(self, images, **kwargs):
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
         """See `preprocess`."""
         return self.preprocess(images, **kwargs)
 
     def preprocess(
-        self,
-        images,
-        min_dynamic_patch=None,
-        max_dynamic_patch=None,
-        crop_to_patches=None,
-        use_thumbnail=None,
-        apply_exif_orientation=None,
-        alpha=None,
-        fast_resize=None,
-        dtype=None,
-        return_tensors=None,
-        **kwargs,
-    ):
+        self, images: Any, dtype: Any = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
         """Tiles of one image or many; many are prepared in parallel.
 
         Args:
-            images: an image (whatever `open_image` takes), a list of images, or a list of lists, in which None and
-                empty lists stand for a sample without images.
-            min_dynamic_patch, max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha,
-                fast_resize: in place of the processor's own (`crop_to_patches` is transformers' name of
-                `dynamic_image_size`).
-            dtype: of the pixel values, a floating torch dtype or its name; None is float32. Others are float32's
-                values, rounded as `.to(dtype)` does, but never all there in float32: half the memory, and faster.
+            images: an image (whatever `open_image` takes), a list of images, or a list of lists, in
+                which None and empty lists stand for a sample without images.
+            dtype: of the pixel values, a floating torch dtype or its name; None is float32. The
+                values are those of float32, rounded as `.to(dtype)` does, but they are never all in
+                memory in float32.
             return_tensors: "pt" or "np"; None gives torch tensors, too.
+            kwargs: fields of `ImageSettings` in place of the processor's own (`crop_to_patches` is
+                transformers' name of `dynamic_image_size`).
 
         Returns:
-            `BatchFeature` with pixel_values, `dtype` (tiles, 3, side, side), and num_patches, int64 (images,).
+            `BatchFeature` with pixel_values, `dtype` (tiles, 3, side, side), and num_patches, the
+            number of tiles of each image, int64 (images,).
 
         Raises:
-            ValueError: no image, an image that cannot be read (by name), bounds that admit no grid, another
-                `return_tensors`, or a `dtype` that is not floating or that numpy does not have.
+            ValueError: no image; an image that cannot be read (by name); settings that contradict
+                each other; another `return_tensors`; or a `dtype` that is not floating or that
+                numpy does not have.
             TypeError: a keyword that is none of these.
         """
-        unknown = [
-            name
-            for name, value in kwargs.items()
-            if value is not None and name not in WITHOUT_EFFECT
-        ]
-        if unknown:
-            raise TypeError(
-                f"{unknown[0]}={kwargs[unknown[0]]!r} is no setting of a call; expected min_dynamic_patch, "
-                "max_dynamic_patch, crop_to_patches, use_thumbnail, apply_exif_orientation, alpha, fast_resize or "
-                "dtype (the side of a tile and the normalisation belong to the checkpoint)."
-            )
+        settings = settings_of_call(self, _image_keywords(kwargs))
         flat = flatten_images(images)
         if not flat:
             raise ValueError("No image was given; for text alone call the tokenizer.")
@@ -141,106 +108,129 @@ class SkyworkImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"return_tensors={return_tensors!r} is not supported; expected 'pt' or 'np'."
             )
-        dtype = _floating_dtype(dtype or torch.float32, of_numpy=return_tensors == "np")
-        tiled = self.dynamic_image_size if crop_to_patches is None else crop_to_patches
-        smallest = self.min_dynamic_patch if min_dynamic_patch is None else min_dynamic_patch
-        largest = self.max_dynamic_patch if max_dynamic_patch is None else max_dynamic_patch
-        bounds = (smallest, largest) if tiled else (1, 1)
-        thumbnail = self.use_thumbnail if use_thumbnail is None else use_thumbnail
-
-        upright = (
-            self.apply_exif_orientation
-            if apply_exif_orientation is None
-            else apply_exif_orientation
-        )
-        opening = {
-            "apply_exif_orientation": upright,
-            "alpha": self.alpha if alpha is None else alpha,
-        }
-        fast = self.fast_resize if fast_resize is None else fast_resize
-        resize, side = _resize_tensor if fast else _resize, self.size
-
-        mean, std = (
-            np.float32(values).reshape(3, 1, 1) for values in (self.image_mean, self.image_std)
-        )
-
-        def sizes_of(width, height):
-            """(width, height) of an image on its grid and, where there is more than one tile, of the thumbnail."""
-            columns, rows = select_grid(width, height, *bounds, side)
-            sizes = [(columns * side, rows * side)]
-            return [*sizes, (side, side)] if thumbnail and columns * rows > 1 else sizes
-
-        def read(source):
-            """(size of the image, what `resize` takes)."""
-            image = open_image(source, **opening)
-            return image.size, _to_tensor(image) if fast else image
-
-        def fill(pixels, size, start):
-            for offset, tile in enumerate(_tiles(resize(pixels, size), side)):
-                _normalize(mean, std, tile, pixel_values[start + offset])
-
-        # Each object once: two threads must not read one PIL file at the same time
+        as_numpy = return_tensors == "np"
+        torch_dtype = _floating_dtype(dtype or torch.float32, as_numpy)
+        # Each object is read once: two threads must not read one PIL file at the same time.
         distinct = {id(image): image for image in flat}
-        # Pillow, and numpy and torch on large arrays, let other threads run
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            opened = list(pool.map(read, distinct.values()))
-            work, places, start = [], {}, 0
-            for key, (size, pixels) in zip(distinct, opened):
-                first = start
-                for width, height in sizes_of(*size):
-                    work.append((pixels, (width, height), start))
-                    start += width * height // side**2
-                places[key] = range(first, start)
-            with torch.inference_mode(
-                False
-            ):  # a tensor of that mode could not be written by the pool's threads
-                pixel_values = torch.empty(start, 3, side, side, dtype=dtype)
-            list(pool.map(fill, *zip(*work)))
-        counts = [len(places[id(image)]) for image in flat]
+        pixel_values, tiles = self._tile_images(distinct.values(), settings, torch_dtype)
+        tiles_of_image = dict(zip(distinct, tiles))
+        num_patches = torch.tensor([len(tiles_of_image[id(image)]) for image in flat])
         if len(distinct) < len(flat):
-            pixel_values = pixel_values[[index for image in flat for index in places[id(image)]]]
-        num_patches = torch.tensor(counts)
-        if return_tensors == "np":
-            pixel_values, num_patches = pixel_values.numpy(), num_patches.numpy()
-        return BatchFeature(data={"pixel_values": pixel_values, "num_patches": num_patches})
+            indices = [index for image in flat for index in tiles_of_image[id(image)]]
+            pixel_values = pixel_values[indices]
+        data = {"pixel_values": pixel_values, "num_patches": num_patches}
+        if as_numpy:
+            data = {name: tensor.numpy() for name, tensor in data.items()}
+        return BatchFeature(data=data)
 
-    def to_dict(self):
+    def _tile_images(
+        self, images: Iterable[Any], settings: ImageSettings, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, list[range]]:
+        """Pixel values of all tiles, and for each image the places of its tiles among them."""
+        side = self.size
+        mean = np.float32(self.image_mean).reshape(3, 1, 1)
+        std = np.float32(self.image_std).reshape(3, 1, 1)
+
+        def read(source: Any) -> OpenedImage:
+            return OpenedImage.read(source, settings)
+
+        # Pillow, and numpy and torch on large arrays, let other threads run.
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            opened = list(pool.map(read, images))
+            pictures = []
+            tiles_of_images = []
+            num_tiles = 0
+            for image in opened:
+                first_tile = num_tiles
+                for size in picture_sizes(*image.size, settings, side):
+                    pictures.append((image, size, num_tiles))
+                    num_tiles += size[0] * size[1] // side**2
+                tiles_of_images.append(range(first_tile, num_tiles))
+            # The threads of the pool could not write to a tensor of inference mode.
+            with torch.inference_mode(False):
+                pixel_values = torch.empty(num_tiles, 3, side, side, dtype=dtype)
+
+            def write(picture: tuple[OpenedImage, tuple[int, int], int]) -> None:
+                image, size, first_tile = picture
+                tiles = _cut_tiles(image.resize(size), side)
+                for offset, tile in enumerate(tiles):
+                    _normalize(tile, mean, std, pixel_values[first_tile + offset])
+
+            list(pool.map(write, pictures))
+        return pixel_values, tiles_of_images
+
+    def to_dict(self) -> dict[str, Any]:
         """The settings, as they are written to preprocessor_config.json."""
-        return {
-            name: value for name, value in super().to_dict().items() if not name.startswith("_")
-        }
+        fields = super().to_dict()
+        return {name: value for name, value in fields.items() if not name.startswith("_")}
 
 
-def _resize(image, size):
-    """An RGB image in another size (width, height): uint8 (height, width, 3)."""
-    return np.asarray(image.resize(size))
+@dataclasses.dataclass
+class OpenedImage:
+    """An image that has been read, in the form in which it is resized.
+
+    Attributes:
+        size: (width, height) in pixels.
+        picture: for Pillow, a PIL image of mode RGB.
+        pixels: for torch, uint8 (1, 3, height, width), channels last in memory.
+    """
+
+    size: tuple[int, int]
+    picture: Image.Image | None = None
+    pixels: torch.Tensor | None = None
+
+    @classmethod
+    def read(cls, source: Any, settings: ImageSettings) -> OpenedImage:
+        """Open whatever `open_image` takes."""
+        picture = open_image(source, settings.apply_exif_orientation, settings.alpha)
+        if not settings.fast_resize:
+            return cls(picture.size, picture=picture)
+        pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]
+        return cls(picture.size, pixels=pixels)
+
+    def resize(self, size: tuple[int, int]) -> np.ndarray:
+        """The image in another size (width, height): uint8 (height, width, 3)."""
+        if self.pixels is None:
+            return np.asarray(self.picture.resize(size))
+        width, height = size
+        resized = F.interpolate(
+            self.pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False
+        )
+        return resized[0].permute(1, 2, 0).numpy()
 
 
-def _to_tensor(image):
-    """An RGB image as uint8 (1, 3, height, width), channels last in memory."""
-    return torch.tensor(np.asarray(image)).permute(2, 0, 1)[None]
+def picture_sizes(
+    width: int, height: int, settings: ImageSettings, side: int
+) -> list[tuple[int, int]]:
+    """The sizes (width, height) in pixels that an image is resized to.
+
+    The first is the grid of its tiles. Where that has more than one tile, the second is the
+    thumbnail's.
+
+    Args:
+        width, height: of the image, in pixels.
+        side: of a tile, in pixels.
+    """
+    columns, rows = select_grid(width, height, *settings.tile_bounds, side)
+    sizes = [(columns * side, rows * side)]
+    if settings.use_thumbnail and columns * rows > 1:
+        sizes.append((side, side))
+    return sizes
 
 
-def _resize_tensor(pixels, size):
-    """As `_resize`, of what `_to_tensor` gives, with torch's kernels for uint8."""
-    width, height = size
-    pixels = F.interpolate(
-        pixels, size=(height, width), mode="bicubic", antialias=True, align_corners=False
-    )
-    return pixels[0].permute(1, 2, 0).numpy()
-
-
-def _tiles(picture, side):
+def _cut_tiles(picture: np.ndarray, side: int) -> list[np.ndarray]:
     """Views (3, side, side) of the tiles of a picture (height, width, 3), row by row."""
-    rows, columns = picture.shape[0] // side, picture.shape[1] // side
+    rows = picture.shape[0] // side
+    columns = picture.shape[1] // side
     tiles = picture.reshape(rows, side, columns, side, 3).transpose(0, 2, 4, 1, 3)
     return [tiles[row, column] for row in range(rows) for column in range(columns)]
 
 
-def _normalize(mean, std, tile, slot):
-    """Write a uint8 tile into its place, normalised by torchvision's operations in torchvision's order, in float32.
+def _normalize(tile: np.ndarray, mean: np.ndarray, std: np.ndarray, slot: torch.Tensor) -> None:
+    """Write a uint8 tile into its place, normalised.
 
-    Tile by tile, so that the passes over it stay in the processor's cache.
+    The operations are torchvision's, in torchvision's order, in float32. One tile at a time, so
+    that the passes over it stay in the processor's cache.
     """
     in_place = slot.dtype == torch.float32
     values = slot.numpy() if in_place else np.empty(tile.shape, np.float32)
@@ -251,20 +241,43 @@ def _normalize(mean, std, tile, slot):
         slot.copy_(torch.from_numpy(values))
 
 
-def _floating_dtype(dtype, of_numpy):
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+def _image_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Those keywords of a call that replace settings.
+
+    Raises:
+        TypeError: a keyword that is neither a setting nor one without effect.
+    """
+    for name, value in keywords.items():
+        if value is not None and name not in CALL_SETTINGS and name not in WITHOUT_EFFECT:
+            raise TypeError(
+                f"{name}={value!r} is no setting of a call; expected {', '.join(CALL_SETTINGS)} or "
+                "dtype (the side of a tile and the normalisation belong to the checkpoint)."
+            )
+    return {name: keywords[name] for name in CALL_SETTINGS if name in keywords}
+
+
+def _floating_dtype(dtype: Any, as_numpy: bool) -> torch.dtype:
+    """A floating torch dtype from itself or its name.
+
+    Raises:
+        ValueError: another dtype, or one that numpy does not have where numpy is asked for.
+    """
+    found = dtype
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ValueError(
             f"dtype={dtype!r} is no floating dtype of torch; expected torch.bfloat16 or another."
         )
-    if of_numpy and found not in (torch.float16, torch.float32, torch.float64):
+    if as_numpy and found not in NUMPY_DTYPES:
         raise ValueError(
             f"numpy has no {found}; take return_tensors='pt', or float16, float32 or float64."
         )
     return found
 
 
-def _square_side(size):
+def _square_side(size: Any) -> int:
+    """The side of a tile in pixels, from a number or from transformers' dict of edges."""
     if isinstance(size, dict) or hasattr(size, "items"):
         sides = {value for value in dict(size).values() if value is not None}
         if len(sides) != 1:

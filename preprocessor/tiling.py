@@ -1,35 +1,41 @@
-"""Dynamic tiling: which grid of square tiles an image is cut into. Integers only; pixels come after.
+"""Dynamic tiling: which grid of square tiles an image is cut into.
 
-The choice and its ties are those of the model card's `dynamic_preprocess` (InternVL 1.5, arXiv:2404.16821, 3.2).
+The functions know integers only; pixels come after. The choice and its ties are those of the model
+card's `dynamic_preprocess` (InternVL 1.5, arXiv:2404.16821, section 3.2).
 """
+
+from __future__ import annotations
 
 import functools
 
 
 @functools.lru_cache(maxsize=64)
-def candidate_grids(min_tiles, max_tiles):
+def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All grids (columns, rows) of `min_tiles` to `max_tiles` tiles, by number of tiles.
 
-    Grids of one number stay in the iteration order of a set built in the model card's order: among equally good grids
-    the first wins, so that order decides.
+    Grids of one number stay in the iteration order of a set that is built in the model card's
+    order.
+    That order decides: among equally good grids the first one wins.
     """
-    grids = {
-        (columns, rows)
-        for count in range(min_tiles, max_tiles + 1)
-        for columns in range(1, count + 1)
-        for rows in range(1, count + 1)
-        if min_tiles <= columns * rows <= max_tiles
-    }
+    grids = set()
+    for count in range(min_tiles, max_tiles + 1):
+        for columns in range(1, count + 1):
+            for rows in range(1, count + 1):
+                if min_tiles <= columns * rows <= max_tiles:
+                    grids.add((columns, rows))
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
-def select_grid(width, height, min_tiles=1, max_tiles=12, tile_size=448):
+def select_grid(
+    width: int, height: int, min_tiles: int = 1, max_tiles: int = 12, tile_size: int = 448
+) -> tuple[int, int]:
     """The grid whose aspect ratio is closest to the image's.
 
-    Between grids of one ratio, such as 1 × 1 and 2 × 2, the larger is taken if the image has more than half its pixels.
+    Between grids of one ratio, such as 1 × 1 and 2 × 2, the larger one is taken if the image has
+    more than half its pixels.
 
     Args:
-        width, height: the image, in pixels.
+        width, height: of the image, in pixels.
         min_tiles, max_tiles: bounds on columns × rows, thumbnail not counted.
         tile_size: side of a tile in pixels.
 
@@ -45,32 +51,43 @@ def select_grid(width, height, min_tiles=1, max_tiles=12, tile_size=448):
         )
     if not 1 <= min_tiles <= max_tiles:
         raise ValueError(
-            f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected 1 <= min_tiles <= max_tiles."
+            f"min_tiles={min_tiles} and max_tiles={max_tiles}: expected "
+            "1 <= min_tiles <= max_tiles."
         )
     aspect_ratio = width / height
-    best_difference, best_grid = float("inf"), (1, 1)
+    best_difference = float("inf")
+    best_grid = (1, 1)
     for columns, rows in candidate_grids(min_tiles, max_tiles):
         difference = abs(aspect_ratio - columns / rows)
+        is_filled = width * height > 0.5 * tile_size * tile_size * columns * rows
         if difference < best_difference:
-            best_difference, best_grid = difference, (columns, rows)
-        elif (
-            difference == best_difference
-            and width * height > 0.5 * tile_size * tile_size * columns * rows
-        ):
+            best_difference = difference
+            best_grid = (columns, rows)
+        elif difference == best_difference and is_filled:
             best_grid = (columns, rows)
     return best_grid
 
 
-def tile_boxes(columns, rows, tile_size):
+def tile_boxes(columns: int, rows: int, tile_size: int) -> list[tuple[int, int, int, int]]:
     """Boxes (left, upper, right, lower) in pixels of the resized image, row by row."""
-    return [
-        (column * tile_size, row * tile_size, (column + 1) * tile_size, (row + 1) * tile_size)
-        for row in range(rows)
-        for column in range(columns)
-    ]
+    boxes = []
+    for row in range(rows):
+        for column in range(columns):
+            left = column * tile_size
+            upper = row * tile_size
+            boxes.append((left, upper, left + tile_size, upper + tile_size))
+    return boxes
 
 
-def count_tiles(width, height, min_tiles=1, max_tiles=12, tile_size=448, use_thumbnail=True):
-    """Tiles an image gives, with the thumbnail that is added when there is more than one."""
+def count_tiles(
+    width: int,
+    height: int,
+    min_tiles: int = 1,
+    max_tiles: int = 12,
+    tile_size: int = 448,
+    use_thumbnail: bool = True,
+) -> int:
+    """Number of tiles of an image, with the thumbnail that is added when there are several."""
     columns, rows = select_grid(width, height, min_tiles, max_tiles, tile_size)
-    return columns * rows + (1 if use_thumbnail and columns * rows > 1 else 0)
+    has_thumbnail = use_thumbnail and columns * rows > 1
+    return columns * rows + int(has_thumbnail)
