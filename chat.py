@@ -8,8 +8,8 @@ generation are completed (generation.py), and the generated ids become answers.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextIteratorStreamer
@@ -89,6 +89,18 @@ class ChatMixin:
         system_message: the system message of every conversation; empty, as in training, unless a
             script sets it.
     """
+
+    if TYPE_CHECKING:  # what the model class brings
+        config: Any
+        conv_template: Conversation
+        extract_feature: Callable[[torch.Tensor], torch.Tensor]
+        generate: Callable[..., Any]
+        generation_config: GenerationConfig
+        get_input_embeddings: Callable[[], torch.nn.Module]
+        num_image_token: int
+        system_message: str
+        vision_model: Any
+        _image_processor: Any
 
     def chat(
         self,

@@ -8,12 +8,13 @@ become.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor
 
 from .conversation import IMAGE_PLACEHOLDER
 from .transformers_compat import LOADS_CLASSES_FROM_FOLDERS
@@ -82,16 +83,11 @@ def images_of_question(
             )
         return ChatImages([images.num_patches], features=images.features)
     if images is None or torch.is_tensor(images):
-        num_tiles = 0 if images is None else len(images)
-        if num_patches_list is None:
-            num_patches_list = [num_tiles] if num_tiles else []
-        return _images_of_pixel_values(images, [list(num_patches_list)])
+        if num_patches_list is None and images is not None and len(images):
+            num_patches_list = [len(images)]
+        return _images_of_pixel_values(images, [list(num_patches_list or [])])
     _check_without_num_patches(num_patches_list)
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
-    if not images:
-        return ChatImages([[]])
-    pixel_values, num_patches = tile(images)
-    return ChatImages([num_patches], pixel_values)
+    return _images_of_groups([_as_list(images)], tile)
 
 
 def images_of_batch(
@@ -129,25 +125,31 @@ def _as_list(entry: Any) -> list:
 
 def _images_of_groups(groups: list[list], tile: Tiler) -> ChatImages:
     """Images that are tiled here, from a list of images for each question."""
-    flat = [image for group in groups for image in group]
+    flat = list(itertools.chain(*groups))
     if not flat:
         return ChatImages([[] for _ in groups])
     pixel_values, tiles_of_images = tile(flat)
-    remaining = iter(tiles_of_images)
-    num_patches = [[next(remaining) for _ in group] for group in groups]
+    num_patches = []
+    for group in groups:
+        num_patches.append(tiles_of_images[: len(group)])
+        tiles_of_images = tiles_of_images[len(group) :]
     return ChatImages(num_patches, pixel_values)
 
 
 def _images_of_features(entries: Sequence[Any]) -> ChatImages:
     """Images that were encoded before, from `ImageFeatures` or None for each question."""
-    if any(not isinstance(entry, (ImageFeatures, type(None))) for entry in entries):
+    if not all(entry is None or isinstance(entry, ImageFeatures) for entry in entries):
         raise ValueError(
             "images mixes encoded images with others: pass all of them through encode_images() "
             "first."
         )
-    features = torch.cat([entry.features for entry in entries if entry is not None])
-    num_patches = [[] if entry is None else list(entry.num_patches) for entry in entries]
-    return ChatImages(num_patches, features=features)
+    features = []
+    num_patches = []
+    for entry in entries:
+        num_patches.append([] if entry is None else list(entry.num_patches))
+        if entry is not None:
+            features.append(entry.features)
+    return ChatImages(num_patches, features=torch.cat(features))
 
 
 def _images_of_pixel_values(
@@ -155,8 +157,8 @@ def _images_of_pixel_values(
 ) -> ChatImages:
     """Images that were tiled before, once their tiles are found to be as many as stated."""
     num_tiles = 0 if pixel_values is None else len(pixel_values)
-    num_patches = [[int(count) for count in group] for group in num_patches]
-    flat = [count for group in num_patches for count in group]
+    num_patches = [list(map(int, group)) for group in num_patches]
+    flat = list(itertools.chain(*num_patches))
     if sum(flat) != num_tiles or any(count < 1 for count in flat):
         raise ValueError(
             f"num_patches_list={flat} stands for {sum(flat)} tiles but pixel_values has "
@@ -166,7 +168,7 @@ def _images_of_pixel_values(
 
 
 def _num_patches_of_questions(
-    num_patches_list: Sequence | None, pixel_values: torch.Tensor | None, questions: Sequence[str]
+    num_patches_list: Sequence | None, pixel_values: Any, questions: Sequence[str]
 ) -> list[list[int]]:
     """For each question the number of tiles of each of its images.
 
@@ -177,25 +179,35 @@ def _num_patches_of_questions(
     Raises:
         ValueError: a list that can be read in several ways, with the list of lists to write.
     """
-    if pixel_values is None and not num_patches_list:
+    entries = list(num_patches_list or [])
+    if pixel_values is None and not entries:
         return [[] for _ in questions]  # text alone; an `<image>` in it is a word
     if num_patches_list is None:
-        num_patches_list = [len(pixel_values)]
-    entries = list(num_patches_list)
+        entries = [len(pixel_values)]
     if any(isinstance(entry, (list, tuple)) for entry in entries):
         if len(entries) != len(questions):
             raise ValueError(
                 f"{len(questions)} questions but {len(entries)} entries in num_patches_list."
             )
-        return [list(entry) if isinstance(entry, (list, tuple)) else [entry] for entry in entries]
-    has_several = any(question.count(IMAGE_PLACEHOLDER) > 1 for question in questions)
-    if len(entries) != len(questions) or has_several:
-        raise ValueError(
-            f"num_patches_list={entries} has {len(entries)} images for {len(questions)} questions, "
-            "and a flat list gives each question one image. Write a list for each question, with "
-            f"the tiles of each of its images: {_suggested_lists(entries, questions)}."
-        )
+        return [_as_list(entry) for entry in entries]
+    _check_one_image_each(entries, questions)
     return [[count] if count else [] for count in entries]
+
+
+def _check_one_image_each(counts: list[int], questions: Sequence[str]) -> None:
+    """Check that a flat list of tiles can only mean one image for each question.
+
+    Raises:
+        ValueError: with the list of lists that says what may be meant.
+    """
+    has_several = any(question.count(IMAGE_PLACEHOLDER) > 1 for question in questions)
+    if len(counts) == len(questions) and not has_several:
+        return
+    raise ValueError(
+        f"num_patches_list={counts} has {len(counts)} images for {len(questions)} questions, and a "
+        "flat list gives each question one image. Write a list for each question, with the tiles "
+        f"of each of its images: {_suggested_lists(counts, questions)}."
+    )
 
 
 def _suggested_lists(counts: list[int], questions: Sequence[str]) -> list[list[int]]:
@@ -215,7 +227,7 @@ def _check_without_num_patches(num_patches_list: Sequence | None) -> None:
         raise ValueError("num_patches_list goes with pixel_values; images are tiled here.")
 
 
-def load_image_processor(model: PreTrainedModel) -> Any:
+def load_image_processor(model: Any) -> Any:
     """The image processor of the repository that a model was loaded from.
 
     Raises:

@@ -112,10 +112,9 @@ def copy_repository_files(
         path = f"{subfolder}/{name}" if subfolder else name
         if is_directory:
             _copy_unless_there(Path(source) / path, target / name)
-            continue
-        cached = try_to_load_from_cache(source, path, cache_dir=cache_dir, revision=revision)
-        if isinstance(cached, str):  # None or a marker object stand for a file that is not there
-            _copy_unless_there(Path(cached), target / name)
+        else:
+            cached = try_to_load_from_cache(source, path, cache_dir=cache_dir, revision=revision)
+            _copy_unless_there(cached, target / name)
     missing = [name for name in NEEDED_SUPPORT_FILES if not (target / name).exists()]
     if missing and not is_directory:
         logger.warning(
@@ -125,8 +124,16 @@ def copy_repository_files(
         )
 
 
-def _copy_unless_there(origin: Path, destination: Path) -> None:
-    if origin.is_file() and not destination.exists():
+def _copy_unless_there(origin: Any, destination: Path) -> None:
+    """Copy a file.
+
+    Args:
+        origin: its path. The Hub's cache answers with None, or with a marker object, for a file
+            that it does not have.
+    """
+    if not isinstance(origin, (str, Path)):
+        return
+    if Path(origin).is_file() and not destination.exists():
         destination.parent.mkdir(exist_ok=True)
         shutil.copyfile(origin, destination)
 

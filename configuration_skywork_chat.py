@@ -140,7 +140,7 @@ class SkyworkVisionConfig(PretrainedConfig):
 
     # transformers 5 turns every config into a dataclass, whose generated __eq__ compares the fields
     # of the base class only.
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> bool:
         return type(self) is type(other) and self.to_dict() == other.to_dict()
 
     __hash__ = None

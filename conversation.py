@@ -19,9 +19,8 @@ import copy
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -272,7 +271,7 @@ def open_conversation(
 # -- from text to token ids ------------------------------------------------------------------------
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+def token_id(tokenizer: Any, token: str) -> int | None:
     """The id of a token, or None where the vocabulary does not have it.
 
     transformers gives the id of the unknown token there.
@@ -283,9 +282,7 @@ def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
     return index
 
 
-def encode_segments(
-    tokenizer: PreTrainedTokenizerBase, segments: Sequence[Segment], begin: str = ""
-) -> list[int]:
+def encode_segments(tokenizer: Any, segments: Sequence[Segment], begin: str = "") -> list[int]:
     """Token ids of a prompt, in which only control segments can hold control tokens.
 
     The ids are those of tokenizing the joined text, except where a user's text spells out one of
@@ -293,6 +290,7 @@ def encode_segments(
     reads the same to the model and is no control token.
 
     Args:
+        tokenizer: any tokenizer of transformers.
         segments: `(text, is_control)` pairs.
         begin: a token that is put in front, if the vocabulary has it.
     """

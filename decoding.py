@@ -22,7 +22,7 @@ import torch
 import transformers
 from packaging import version
 from torch._subclasses.fake_tensor import FakeTensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from .transformers_compat import NUM_PREFIX_IDS, SHARES_STATIC_CACHE
 
@@ -81,7 +81,7 @@ def one_static_cache_at_a_time(
 
 
 def generate_from_embeddings(
-    language_model: PreTrainedModel,
+    language_model: Any,
     inputs_embeds: torch.Tensor,
     generation_config: GenerationConfig | None = None,
     **keywords: Any,
@@ -131,7 +131,7 @@ def rewrite_vector_products(graph_module: torch.fx.GraphModule) -> int:
 
 def _rewrite(node: torch.fx.Node) -> bool:
     """Rewrite one `linear` if it is a product of a single row; says whether it was."""
-    arguments = dict(zip(("input", "weight", "bias"), node.args))
+    arguments: dict[str, Any] = dict(zip(("input", "weight", "bias"), node.args))
     arguments.update(node.kwargs)
     rows = arguments["input"]
     weight = arguments["weight"]

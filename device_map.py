@@ -99,7 +99,7 @@ def build_device_map(counts: Sequence[int], offload_vision: bool = False) -> dic
 
 
 def module_sizes(
-    model: nn.Module,
+    model: Any,
     layer_bytes: float = 2,
     other_bytes: float = 2,
     offload_vision: bool = False,
@@ -157,7 +157,7 @@ def _is_surplus_layer(name: str, num_layers: int) -> bool:
     return index.isdigit() and int(index) >= num_layers
 
 
-def device_of_embedding(embedding: nn.Module) -> torch.device:
+def device_of_embedding(embedding: Any) -> torch.device:
     """Where token ids have to be for an embedding: its device.
 
     Where accelerate has offloaded its weights, it is the device on which its hook computes.

@@ -146,10 +146,9 @@ def set_stop_and_pad_tokens(
     Tokens that the keywords or the config name are kept.
     """
     for name in ("eos_token_id", "pad_token_id"):
-        if name in keywords and keywords[name] is None:
-            del keywords[name]
-    stops = [token_id(tokenizer, token) for token in template.stop_strings]
-    stops = [stop for stop in stops if stop is not None] or [tokenizer.eos_token_id]
+        if keywords.get(name) is None:
+            keywords.pop(name, None)
+    stops = _stop_ids(tokenizer, template)
     if getattr(config, "eos_token_id", None) is None:
         keywords.setdefault("eos_token_id", stops)
     if getattr(config, "pad_token_id", None) is None:
@@ -157,6 +156,16 @@ def set_stop_and_pad_tokens(
         keywords.setdefault("pad_token_id", stops[0] if pad is None else pad)
     else:
         keywords["pad_token_id"] = config.pad_token_id
+
+
+def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Conversation) -> list[Any]:
+    """The ids that end an answer: of the template's stop tokens, or the end-of-sentence token."""
+    stops = []
+    for token in template.stop_strings:
+        stop = token_id(tokenizer, token)
+        if stop is not None:
+            stops.append(stop)
+    return stops or [tokenizer.eos_token_id]
 
 
 def check_single_answer(keywords: dict[str, Any], config: GenerationConfig | None) -> None:

@@ -140,7 +140,11 @@ def flash_attention(
     return output.transpose(1, 2), None
 
 
-ATTENTION = {"eager": eager_attention, "sdpa": sdpa_attention, "flash_attention_2": flash_attention}
+ATTENTION: dict[Any, Any] = {
+    "eager": eager_attention,
+    "sdpa": sdpa_attention,
+    "flash_attention_2": flash_attention,
+}
 
 
 class VisionAttention(nn.Module):
@@ -267,7 +271,7 @@ class VisionEncoder(nn.Module):
         for layer in self.layers[:num_layers]:
             if self.gradient_checkpointing and self.training:
                 # transformers sets the function when checkpointing is turned on.
-                checkpoint = self._gradient_checkpointing_func
+                checkpoint: Any = self._gradient_checkpointing_func
                 hidden_states, weights = checkpoint(layer.__call__, hidden_states)
             else:
                 hidden_states, weights = layer(hidden_states)
@@ -294,7 +298,7 @@ class SkyworkVisionModel(PreTrainedModel):
     config_class = SkyworkVisionConfig
     main_input_name = "pixel_values"
     base_model_prefix = "vision_model"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn_2 = True  # the flag's name before transformers 4.54
@@ -382,7 +386,7 @@ class SkyworkVisionModel(PreTrainedModel):
             )
 
 
-def initialize_vision_module(module: nn.Module, config: SkyworkVisionConfig) -> None:
+def initialize_vision_module(module: nn.Module, config: Any) -> None:
     """Initialise one module's own parameters, but for those that a checkpoint has filled."""
     std = config.initializer_range
     if isinstance(module, (nn.Linear, nn.Conv2d)):

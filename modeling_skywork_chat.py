@@ -22,13 +22,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    GenerationMixin,
-    PretrainedConfig,
-    PreTrainedModel,
-    Qwen2ForCausalLM,
-)
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 # Before 5.9 transformers copies the files that this one imports itself, and no others. So each file
@@ -81,7 +76,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     config_class = SkyworkChatConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn_2 = True  # the flag's name before transformers 4.54
@@ -107,8 +102,8 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             vision_model = SkyworkVisionModel(config.vision_config)
         if language_model is None:
             language_model = Qwen2ForCausalLM(config.llm_config)
-        self.vision_model = vision_model
-        self.language_model = language_model
+        self.vision_model: Any = vision_model
+        self.language_model: Any = language_model
         self.mlp1 = build_projector(config)
         # The keywords with which the model came from the Hub, for its other files.
         self.hub_keywords: dict[str, Any] = {}
@@ -121,7 +116,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | Path | None,
+        pretrained_model_name_or_path: Any,
         *model_args: Any,
         config: Any = None,
         use_flash_attn: bool | None = None,
@@ -162,11 +157,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         if kwargs.get("attn_implementation") is not None:
             clear_attention_of_parts(config)
         cls._resolve_device_map(kwargs, config, offload_vision)
-        # An absolute path finds the checkpoint's other files later, from anywhere. There is no path
-        # where all weights are in `state_dict`.
-        path = pretrained_model_name_or_path
-        if path is not None and Path(path).is_dir():
-            path = str(Path(path).absolute())
+        path = _absolute_if_directory(pretrained_model_name_or_path)
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model.hub_keywords = hub_keywords_of(model.config, kwargs)
@@ -377,7 +368,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         inputs_embeds = self.get_input_embeddings()(input_ids)  # (batch, length, H)
         if not num_tiles:
             return self._with_projector_gradient(inputs_embeds, padding)
-        if image_features is None:
+        if pixel_values is not None:
             image_features = self.extract_feature(pixel_values)
         image_features = image_features.flatten(0, -2)  # (tiles · num_image_token, H)
         image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
@@ -450,18 +441,14 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         """Logits, and with labels the loss.
 
         Args:
-            input_ids: (batch, length), with `num_image_token` image tokens for each tile; or
-                `inputs_embeds` (batch, length, H).
-            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
+            input_ids: (batch, length), with the image tokens of each tile; or `inputs_embeds`
+                (batch, length, H).
+            pixel_values, image_flags, image_features: see `embed`. Images belong to the call that
+                has their tokens, also where a cache is given.
             attention_mask: (batch, length).
-            past_key_values: the cache of earlier positions. Images belong to the call that has
-                their tokens.
             labels: (batch, length), -100 where no loss counts; shifted inside.
-            image_flags: (tiles,); tiles flagged 0 are padding.
-            image_features: what `extract_feature` gave, in place of `pixel_values`.
             logits_to_keep: logits of the last so many positions only (0: all), or an index tensor.
-            num_items_in_batch: divisor of the loss for gradient accumulation, see
-                `next_token_loss`.
+            num_items_in_batch: divisor of the loss, see `next_token_loss`.
 
         Returns:
             `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
@@ -484,12 +471,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             image_features=image_features,
             **kwargs,
         )
-        hidden_states = output.last_hidden_state  # (batch, length, H)
-        if torch.is_tensor(logits_to_keep):
-            hidden_states = hidden_states[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden_states = hidden_states[:, -logits_to_keep:]
-        logits = self.get_output_embeddings()(hidden_states)
+        logits = self._logits(output.last_hidden_state, logits_to_keep)
         loss = None
         if labels is not None:
             loss = next_token_loss(logits, labels, num_items_in_batch)
@@ -502,9 +484,19 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
+    def _logits(
+        self, hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor
+    ) -> torch.Tensor:
+        """(batch, length, H) to (batch, length or fewer, vocabulary)."""
+        if torch.is_tensor(logits_to_keep):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        return self.get_output_embeddings()(hidden_states)
+
     def _hidden_states(
         self,
-        input_ids: torch.Tensor | None = None,
+        input_ids: Any = None,
         pixel_values: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         image_flags: torch.Tensor | None = None,
@@ -615,7 +607,7 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
         visual_features: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         output_hidden_states: bool | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        inputs_embeds: Any = None,
         image_token_id: int | None = None,
         **generate_kwargs: Any,
     ) -> Any:
@@ -649,7 +641,7 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
             longest = inputs_embeds.shape[1]
         max_new_tokens = requested_new_tokens(generate_kwargs, generation_config, longest)
         check_context(longest, max_new_tokens, self.config.llm_config.max_position_embeddings)
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed(
                 input_ids, pixel_values, None, visual_features, image_token_id
             )
@@ -687,7 +679,7 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
+        input_ids: Any = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Repeat each row for beams or several samples, and with it all of its tiles in their
@@ -743,9 +735,8 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         if is_first_step:
             inputs.update(images)
         new_ids = inputs.get("input_ids")
-        is_plain_step = new_ids is None or prompt_length is None or new_ids.shape[1] == 1
-        if is_plain_step:
-            return inputs
+        if new_ids is None or prompt_length is None or new_ids.shape[1] == 1:
+            return inputs  # embeddings, or plain decoding: nothing was guessed
         positions = torch.arange(input_ids.shape[1], device=new_ids.device)
         is_image_token = input_ids == self.img_context_token_id
         has_image = is_image_token & (positions < prompt_length)  # (batch, length)
@@ -777,9 +768,20 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         num_cached = int(has_image[:, :-num_new].sum()) // self.num_image_token
         new_images = {}
         for name, tiles in images.items():
-            has_all = tiles is not None and len(tiles) == num_tiles
-            new_images[name] = tiles[num_cached:] if has_all else tiles
+            if tiles is not None and len(tiles) == num_tiles:
+                tiles = tiles[num_cached:]
+            new_images[name] = tiles
         return new_images
+
+
+def _absolute_if_directory(path: Any) -> Any:
+    """An absolute path, with which the checkpoint's other files are found later, from anywhere.
+
+    A Hub id stays as it is; so does None, which goes with all weights in `state_dict`.
+    """
+    if path is not None and Path(path).is_dir():
+        return str(Path(path).absolute())
+    return path
 
 
 def build_projector(config: SkyworkChatConfig) -> nn.Sequential:

@@ -44,7 +44,7 @@ SHARES_STATIC_CACHE = not at_least("5.15")
 UNREQUESTED_MAX_LENGTH = 20
 
 
-def fill_unless_loaded(parameter: nn.Parameter | None, method: str, *arguments: float) -> None:
+def fill_unless_loaded(parameter: torch.Tensor | None, method: str, *arguments: float) -> None:
     """Initialise a parameter in place, unless it is None or a checkpoint has filled it.
 
     From 5.0 on `_init_weights` runs after loading. Up to 5.12 only the mark that loading leaves on

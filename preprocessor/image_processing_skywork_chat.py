@@ -12,6 +12,7 @@ for.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,11 +114,11 @@ class SkyworkImageProcessor(BaseImageProcessor):
         # Each object is read once: two threads must not read one PIL file at the same time.
         distinct = {id(image): image for image in flat}
         pixel_values, tiles = self._tile_images(distinct.values(), settings, torch_dtype)
-        tiles_of_image = dict(zip(distinct, tiles))
-        num_patches = torch.tensor([len(tiles_of_image[id(image)]) for image in flat])
+        tiles_of_object = dict(zip(distinct, tiles))
+        tiles_of_images = [tiles_of_object[id(image)] for image in flat]
+        num_patches = torch.tensor(list(map(len, tiles_of_images)))
         if len(distinct) < len(flat):
-            indices = [index for image in flat for index in tiles_of_image[id(image)]]
-            pixel_values = pixel_values[indices]
+            pixel_values = pixel_values[list(itertools.chain(*tiles_of_images))]
         data = {"pixel_values": pixel_values, "num_patches": num_patches}
         if as_numpy:
             data = {name: tensor.numpy() for name, tensor in data.items()}
@@ -128,8 +129,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
     ) -> tuple[torch.Tensor, list[range]]:
         """Pixel values of all tiles, and for each image the places of its tiles among them."""
         side = self.size
-        mean = np.float32(self.image_mean).reshape(3, 1, 1)
-        std = np.float32(self.image_std).reshape(3, 1, 1)
+        mean = np.array(self.image_mean, dtype=np.float32).reshape(3, 1, 1)
+        std = np.array(self.image_std, dtype=np.float32).reshape(3, 1, 1)
 
         def read(source: Any) -> OpenedImage:
             return OpenedImage.read(source, settings)

@@ -13,6 +13,7 @@ inputs = processor.apply_chat_template(
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,15 +35,6 @@ from .messages import (
     images_of_messages,
 )
 
-# Keywords of a call that are about its texts.
-TEXT_KEYWORDS = (
-    "padding",
-    "padding_side",
-    "truncation",
-    "max_length",
-    "pad_to_multiple_of",
-    "add_special_tokens",
-)
 # Keywords of apply_chat_template that belong to the call; any other is a variable of the template.
 CALL_KEYWORDS = (
     "padding",
@@ -56,6 +48,24 @@ CALL_KEYWORDS = (
     "dtype",
     *CALL_SETTINGS,
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """The keywords of a call that are about its texts; see `SkyworkChatProcessor.__call__`."""
+
+    padding: bool | str = False
+    padding_side: str | None = None
+    truncation: bool = False
+    max_length: int | None = None
+    pad_to_multiple_of: int | None = None
+    add_special_tokens: bool = True
+
+    def updated(self, text_kwargs: dict[str, Any] | None) -> TextSettings:
+        """A copy with those values that transformers' `text_kwargs` have."""
+        given = text_kwargs or {}
+        names = [field.name for field in dataclasses.fields(self)]
+        return dataclasses.replace(self, **{name: given[name] for name in names if name in given})
 
 
 class SkyworkChatProcessor(ProcessorMixin):
@@ -137,27 +147,16 @@ class SkyworkChatProcessor(ProcessorMixin):
             ValueError: numbers of images and `<image>` that differ, no text, or truncation through
                 an image.
         """
-        settings = {
-            "padding": padding,
-            "padding_side": padding_side,
-            "truncation": truncation,
-            "max_length": max_length,
-            "pad_to_multiple_of": pad_to_multiple_of,
-            "add_special_tokens": add_special_tokens,
-        }
-        given = text_kwargs or {}
-        settings.update({name: given[name] for name in TEXT_KEYWORDS if name in given})
+        settings = TextSettings(
+            padding, padding_side, truncation, max_length, pad_to_multiple_of, add_special_tokens
+        ).updated(text_kwargs)
         return_tensors = kwargs.pop("common_kwargs", {}).get("return_tensors", return_tensors)
         if text is None:
             raise ValueError("No text was given; for images alone call processor.image_processor.")
         texts = [text] if isinstance(text, str) else list(text)
         images_of_texts = self._images_of_texts(images, texts)
-        data: dict[str, Any] = {}
-        num_patches: list[int] = []
-        if any(images_of_texts):
-            features = self.image_processor(images_of_texts, **{**kwargs, **(images_kwargs or {})})
-            data["pixel_values"] = features["pixel_values"]
-            num_patches = features["num_patches"].tolist()
+        kwargs.update(images_kwargs or {})
+        data, num_patches = self._tile_images(images_of_texts, kwargs)
         rows = self._encode_texts(texts, images_of_texts, num_patches, settings)
         data["input_ids"], masks = self._pad(rows, settings)
         if return_attention_mask:
@@ -199,32 +198,23 @@ class SkyworkChatProcessor(ProcessorMixin):
         call_keywords.pop("add_special_tokens", None)  # of TRL; the template has written them
         call_keywords.update({name: kwargs.pop(name) for name in CALL_KEYWORDS if name in kwargs})
         images = [images_of_messages(messages, must_have=tokenize) for messages in conversations]
-        marker = self._marker()
-        texts = [
-            self.tokenizer.apply_chat_template(
-                marker.mark_messages(messages),
-                chat_template=chat_template or self.chat_template,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tokenize=False,
-                **kwargs,
-            )
-            for messages in conversations
-        ]
+        template_keywords = {
+            "chat_template": chat_template or self.chat_template,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            **kwargs,
+        }
+        texts = self._render(conversations, template_keywords)
         if not tokenize:
             return texts if is_batch else texts[0]
-        inputs = self(
-            text=texts,
-            images=images if any(images) else None,
-            return_tensors=return_tensors,
-            add_special_tokens=False,
-            **call_keywords,
-        )
+        call_keywords.update(return_tensors=return_tensors, add_special_tokens=False)
+        inputs = self(text=texts, images=images if any(images) else None, **call_keywords)
         if return_dict:
             return inputs
-        is_list = return_tensors is None
-        return inputs["input_ids"][0] if is_list and not is_batch else inputs["input_ids"]
+        ids = inputs["input_ids"]
+        is_single_list = return_tensors is None and not is_batch
+        return ids[0] if is_single_list else ids
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """As the tokenizer's."""
@@ -234,6 +224,25 @@ class SkyworkChatProcessor(ProcessorMixin):
         """As the tokenizer's."""
         return self.tokenizer.decode(*args, **kwargs)
 
+    def _render(self, conversations: Sequence, keywords: dict[str, Any]) -> list[str]:
+        """The text of each conversation, in which control tokens that a user typed are marked."""
+        marker = self._marker()
+        texts = []
+        for messages in conversations:
+            marked = marker.mark_messages(messages)
+            text = self.tokenizer.apply_chat_template(marked, tokenize=False, **keywords)
+            texts.append(text)
+        return texts
+
+    def _tile_images(
+        self, images_of_texts: list[list], keywords: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[int]]:
+        """A dict with the pixel values, if there are images, and the tiles of each image."""
+        if not any(images_of_texts):
+            return {}, []
+        features = self.image_processor(images_of_texts, **keywords)
+        return {"pixel_values": features["pixel_values"]}, features["num_patches"].tolist()
+
     def _marker(self) -> ControlTokenMarker:
         return ControlTokenMarker(self.tokenizer.get_added_vocab())
 
@@ -241,8 +250,7 @@ class SkyworkChatProcessor(ProcessorMixin):
         """The list of images of each text."""
         if images is None:
             return [[] for _ in texts]
-        is_list = isinstance(images, (list, tuple))
-        if is_list and any(entry is None or isinstance(entry, (list, tuple)) for entry in images):
+        if _is_nested(images):
             if len(images) != len(texts):
                 raise ValueError(f"{len(texts)} texts but {len(images)} lists of images.")
             return [flatten_images(entry) for entry in images]
@@ -255,15 +263,18 @@ class SkyworkChatProcessor(ProcessorMixin):
                 f"{len(flat)} images for {len(texts)} texts with {placeholders} "
                 f"{IMAGE_PLACEHOLDER}: pass a list of images for each text."
             )
-        remaining = iter(flat)
-        return [[next(remaining) for _ in range(count)] for count in placeholders]
+        images_of_texts = []
+        for count in placeholders:
+            images_of_texts.append(flat[:count])
+            flat = flat[count:]
+        return images_of_texts
 
     def _encode_texts(
         self,
         texts: Sequence[str],
         images_of_texts: Sequence[list],
         num_patches: Sequence[int],
-        settings: dict[str, Any],
+        settings: TextSettings,
     ) -> list[list[int]]:
         """The ids of each text, with the image tokens of its images.
 
@@ -275,9 +286,9 @@ class SkyworkChatProcessor(ProcessorMixin):
         for text, images in zip(texts, images_of_texts):
             tokens_of_images = [next(remaining) * self.num_image_token for _ in images]
             expanded = _expand_placeholders(text, tokens_of_images)
-            row = self._encode(expanded, settings["add_special_tokens"])
-            if settings["truncation"]:
-                row = self._truncate(row, settings["max_length"])
+            row = self._encode(expanded, settings.add_special_tokens)
+            if settings.truncation:
+                row = self._truncate(row, settings.max_length)
             rows.append(row)
         return rows
 
@@ -303,18 +314,11 @@ class SkyworkChatProcessor(ProcessorMixin):
         return row[:max_length]
 
     def _pad(
-        self, rows: list[list[int]], settings: dict[str, Any]
+        self, rows: list[list[int]], settings: TextSettings
     ) -> tuple[list[list[int]], list[list[int]]]:
         """Rows and their attention masks, of one length if padding is asked for."""
-        length = 0
-        if settings["padding"] is True or settings["padding"] == "longest":
-            length = max(len(row) for row in rows)
-        elif settings["padding"] == "max_length":
-            length = settings["max_length"] or self.tokenizer.model_max_length
-        multiple = settings["pad_to_multiple_of"]
-        if multiple:
-            length = -(-length // multiple) * multiple
-        on_left = (settings["padding_side"] or self.tokenizer.padding_side) == "left"
+        length = self._padded_length(rows, settings)
+        on_left = (settings.padding_side or self.tokenizer.padding_side) == "left"
         padded = []
         masks = []
         for row in rows:
@@ -325,6 +329,23 @@ class SkyworkChatProcessor(ProcessorMixin):
             padded.append(padding + row if on_left else row + padding)
             masks.append(zeros + ones if on_left else ones + zeros)
         return padded, masks
+
+    def _padded_length(self, rows: list[list[int]], settings: TextSettings) -> int:
+        """The length that rows are padded to; 0 for no padding."""
+        length = 0
+        if settings.padding is True or settings.padding == "longest":
+            length = max(len(row) for row in rows)
+        elif settings.padding == "max_length":
+            length = settings.max_length or self.tokenizer.model_max_length
+        multiple = settings.pad_to_multiple_of
+        return -(-length // multiple) * multiple if multiple else length
+
+
+def _is_nested(images: Any) -> bool:
+    """Whether images are a list with a list, or None, for each text."""
+    if not isinstance(images, (list, tuple)):
+        return False
+    return any(entry is None or isinstance(entry, (list, tuple)) for entry in images)
 
 
 def _expand_placeholders(text: str, tokens_of_images: Sequence[int]) -> str:
