@@ -55,7 +55,7 @@ def run_blocks(page, monkeypatch):
 def test_the_readme_runs(monkeypatch, capsys):
     namespace = run_blocks("README.md", monkeypatch)
     assert len(namespace["history"]) == 1 and isinstance(namespace["response"], str)
-    assert "\\boxed" in capsys.readouterr().out  # the answer about one image
+    assert "\\boxed" in capsys.readouterr().out  # the answers about one image and about two
 
 
 def test_the_page_of_users_runs(monkeypatch, capsys):
