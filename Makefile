@@ -1,10 +1,13 @@
-# make chat    ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
-# make test    the default test suite
-# make dev     the packages of the tests, training and benchmarks, into .venv
-# make bench   speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
+# make chat          ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
+# make test          the default test suite; test-slow: the tests that it leaves out
+# make test-portable the core of the suite with other CPU kernels, as another machine would choose them
+# make dev           the packages of the tests, training and benchmarks, into .venv
+# make lint          rules, format and types; format: what can be put right by itself
+# make bench         speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
 # make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
-# make nano    a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
-# make compat  every minor version of transformers, and the README's table
+# make nano          a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
+# make nano-score    the scores of the nano checkpoint on fresh pictures
+# make compat        every minor version of transformers, and the table in docs/compatibility.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +47,7 @@ test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m slow
 
 compat: $(VENV)/.dev
-	$(BIN)/python -m tests.compat --all --write-readme
+	$(BIN)/python -m tests.compat --all --write-docs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

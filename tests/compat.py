@@ -1,9 +1,10 @@
-"""Runs compat_check.py on other transformers versions, each installed beside this environment's torch.
+"""Runs compat_check.py on other versions of transformers, each beside this environment's torch.
 
-    python -m tests.compat 4.37.2 5.0.0          # these
-    python -m tests.compat --all --write-readme  # the last patch of every minor, and the README's table
+    python -m tests.compat 4.37.2 5.0.0        # these
+    python -m tests.compat --all --write-docs  # the last patch of every minor, and the table
 
-A version goes, with the packages it pins, into .compat/VERSION, which is put in front of the environment's packages.
+A version goes, with the packages it pins, into .compat/VERSION, which is put in front of the
+environment's packages.
 """
 
 import argparse
@@ -12,24 +13,29 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version as version_of_package
 from pathlib import Path
+
+from remote_code.transformers_compat import SUPPORTED_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".compat"
+PAGE = ROOT / "docs" / "compatibility.md"
 DEFAULT_VERSIONS = ("4.37.2", "4.44.2", "4.51.3", "4.53.3", "4.57.6", "5.0.0", "5.8.1")
-OLDEST = (4, 37)
+OLDEST, NEWEST = (tuple(map(int, minor.split("."))) for minor in SUPPORTED_VERSIONS)
 TABLE_START, TABLE_END = "<!-- compat:start -->", "<!-- compat:end -->"
 
 
 def installed_version():
-    """Of this environment, without importing transformers."""
-    from importlib.metadata import version
-
-    return version("transformers")
+    """The version of transformers in this environment, such as "5.8.1"."""
+    return version_of_package("transformers")
 
 
 def all_versions():
-    """The last patch of every released minor from 4.37 on, as the package index lists them."""
+    """The last patch of every released minor that is not older than `OLDEST`.
+
+    The package index lists them; minors newer than the supported ones are among them.
+    """
     listing = subprocess.run(
         [sys.executable, "-m", "pip", "index", "versions", "transformers"],
         capture_output=True,
@@ -45,7 +51,10 @@ def all_versions():
 
 
 def install(version):
-    """The folder with that version, installed if it is not there yet; None for this environment's own."""
+    """The folder with that version, installed if it is not there yet.
+
+    None for the version that this environment has by itself.
+    """
     if version == installed_version():
         return None
     folder = FOLDER / version
@@ -66,7 +75,7 @@ def install(version):
 
 
 def check(version):
-    """(result of compat_check.py, or None; what it said on standard error)."""
+    """(result of compat_check.py, or None where it failed; what it said on standard error)."""
     folder = install(version)
     environment = dict(os.environ, PYTHONPATH=str(folder or ""), TOKENIZERS_PARALLELISM="false")
     done = subprocess.run(
@@ -85,17 +94,17 @@ def check(version):
 
 
 def same_answers(result, reference):
-    """Whether ids and answers, and where it loads the processor's output, are those of the reference."""
-    return (result["ids"], result["answers"]) == (
-        reference["ids"],
-        reference["answers"],
-    ) and result["processor"] in (
-        None,
-        reference["processor"],
-    )
+    """Whether token ids, answers and the processor's output are those of the reference.
+
+    The processor's output counts where that version can load the processor.
+    """
+    if result["processor"] not in (None, reference["processor"]):
+        return False
+    return result["ids"] == reference["ids"] and result["answers"] == reference["answers"]
 
 
 def table(results, reference):
+    """The Markdown table of results by version."""
     rows = [
         "| transformers | golden files, model card's snippet, chat | AutoProcessor (local path) |",
         "|---|---|---|",
@@ -111,20 +120,24 @@ def table(results, reference):
     return "\n".join(rows)
 
 
-def write_readme(text):
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(TABLE_START)
+def write_docs(text):
+    """Put the table between the markers of docs/compatibility.md."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(TABLE_START)
     after = rest.split(TABLE_END)[1]
-    readme.write_text(f"{before}{TABLE_START}\n{text}\n{TABLE_END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{TABLE_START}\n{text}\n{TABLE_END}{after}", encoding="utf-8")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("versions", nargs="*")
     parser.add_argument(
-        "--all", action="store_true", help="the last patch of every minor from 4.37 on"
+        "--all",
+        action="store_true",
+        help=f"the last patch of every minor version from {SUPPORTED_VERSIONS[0]} on",
     )
-    parser.add_argument("--write-readme", action="store_true")
+    parser.add_argument(
+        "--write-docs", action="store_true", help=f"write the table to {PAGE.relative_to(ROOT)}"
+    )
     arguments = parser.parse_args()
     versions = arguments.versions or (
         all_versions() if arguments.all else [*DEFAULT_VERSIONS, installed_version()]
@@ -142,8 +155,8 @@ def main():
         print(f"{version}: {'same answers' if good else 'FAILED'}", flush=True)
         if not good:
             print(error[-3000:] or results[version], file=sys.stderr)
-    if arguments.write_readme:
-        write_readme(table(results, reference))
+    if arguments.write_docs:
+        write_docs(table(results, reference))
     print(f"{len(versions) - failed} passed, {failed} failed")
     sys.exit(bool(failed))
 
