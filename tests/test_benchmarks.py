@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import measure, models
+from benchmarks.vision import vision_operations
 from tests import checkpoints
 
 
@@ -43,17 +44,16 @@ def test_peak_memory_sees_what_is_freed_again():
 def test_operations_of_internvit_6b():
     """Against the plain rule of two operations for each weight and position, plus attention."""
     config = models.build_config("6b", "32b")
-    weights = 5_536_496_000 - 3200 * (
-        1025 + 1
-    )  # positions and the class token are added, not multiplied
+    # The embeddings of positions and the class token are added, not multiplied
+    weights = 5_536_496_000 - 3200 * (1025 + 1)
     projector = 91_786_240
     attention = 45 * 2 * 2 * 1025 * 1025 * 3200
     expected = 2 * (weights * 1025 + projector * 256) + attention
-    assert benchmarks.vision_operations(config) == pytest.approx(expected, rel=0.002)
+    assert vision_operations(config) == pytest.approx(expected, rel=0.002)
 
 
 def test_peer_computes_the_same(golden_model):
-    """InternVL over our tensors, by reference: no copy, and equal features."""
+    """InternVL over our tensors, by reference: no copy, and the same features but for rounding."""
     config = golden_model.config
     theirs = models.build_internvl(
         config, golden_model.state_dict(), checkpoints.GOLDEN_IMAGE_TOKEN
