@@ -150,9 +150,7 @@ def build_whole(
     return config, ours, f"{vision} + {language}, {shape.dtype}"
 
 
-def with_weights_of(
-    model: modeling_skywork_chat.SkyworkChatModel, attention: str
-) -> modeling_skywork_chat.SkyworkChatModel:
+def with_weights_of(model: Any, attention: str) -> Any:
     """Ours once more with another attention implementation, over the same tensors."""
     config = copy.deepcopy(model.config)
     for part in (config, config.vision_config, config.llm_config):
@@ -160,7 +158,12 @@ def with_weights_of(
     with init_empty_weights(include_buffers=False):
         twin = modeling_skywork_chat.SkyworkChatModel(config)
     twin.load_state_dict(model.state_dict(), assign=True)
-    return twin.to(model.device).eval()
+    return _ready_on(twin, model.device)
+
+
+def _ready_on(model: Any, device: str | torch.device) -> Any:
+    """The model on a device, for inference."""
+    return model.to(device).eval()
 
 
 # -- transformers' InternVL ------------------------------------------------------------------------
@@ -236,4 +239,4 @@ def build_internvl(
     report = model.load_state_dict(internvl_weights(weights), strict=False, assign=True)
     if report.unexpected_keys or report.missing_keys:
         raise ValueError(f"The weights do not match InternVL's: {report}")
-    return model.to(device).eval()
+    return _ready_on(model, device)

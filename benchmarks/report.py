@@ -158,7 +158,7 @@ class Report:
 
     def table(self) -> str:
         """All rows as a table in Markdown."""
-        lines = list(TABLE_HEAD)
+        lines: list[str] = list(TABLE_HEAD)
         for row in self.record["rows"]:
             lines.append("| " + " | ".join(_cells(row)) + " |")
         return "\n".join(lines)

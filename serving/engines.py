@@ -159,7 +159,7 @@ class VllmEngine:
             max_images: the most images of a question.
             llm_options: further arguments of vLLM's `LLM`.
         """
-        import vllm
+        import vllm  # pyright: ignore[reportMissingImports]  # an optional package
 
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
@@ -229,7 +229,9 @@ class VllmEngine:
 def _errors_of_refusals() -> tuple[type[Exception], ...]:
     """The errors with which vLLM refuses a request: up to 0.31 a ValueError, then its own, too."""
     try:
-        from vllm.exceptions import VLLMClientError
+        from vllm.exceptions import (  # pyright: ignore[reportMissingImports]  # optional, too
+            VLLMClientError,
+        )
     except ImportError:
         return (ValueError,)
     return (ValueError, VLLMClientError)

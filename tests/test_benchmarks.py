@@ -18,7 +18,7 @@ def test_growth(values, exponent):
 
 
 def test_ratio_is_taken_round_by_round():
-    """A slow moment of the machine hits both in one round, and the ratio of that round is as good as any."""
+    """A slow moment of the machine hits both in a round, whose ratio is then as good as any."""
     seconds = {"ours": [1, 10, 1], "theirs": [2, 20, 3]}
     assert measure.ratio(seconds, "ours", "theirs") == {
         "peer": "theirs",
@@ -75,8 +75,15 @@ def test_every_benchmark_runs(tmp_path):
     record = json.loads(output.splitlines()[-1])
     assert record == json.loads((tmp_path / "r.json").read_text())
     assert {row["benchmark"].split(" with")[0].split(",")[0] for row in record["rows"]} == {
-        "preprocessing", "vision", "first token", "decoding", "traces", "turns", "loading", "growth",
-    }  # fmt: skip
+        "preprocessing",
+        "vision",
+        "first token",
+        "decoding",
+        "traces",
+        "turns",
+        "loading",
+        "growth",
+    }
     assert record["machine"]["torch"] and record["machine"]["commit"]
 
 
