@@ -1,18 +1,25 @@
-"""The models that are measured: ours with random weights, and transformers' InternVL over the same tensors."""
+"""The models that are measured.
+
+They are ours with random weights, and transformers' InternVL over the same tensors.
+"""
+
+from __future__ import annotations
 
 import copy
 import json
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from benchmarks.measure import ROOT
+from benchmarks.presets import ModelShape
 from remote_code import configuration_skywork_chat, modeling_skywork_chat
 
-# What differs from the root's config (38B). CPU shapes keep widths and cut layers, so that a tile takes its real time
-# per layer.
-VISION = {
+# What differs from the root's config (38B). CPU shapes keep widths and cut layers, so that a tile
+# takes its real time per layer.
+VISION: dict[str, dict[str, Any]] = {
     "6b": {},
     "300m": {
         "hidden_size": 1024,
@@ -31,7 +38,7 @@ SMALL = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-LANGUAGE = {
+LANGUAGE: dict[str, dict[str, Any]] = {
     "32b": {},
     "0.5b": {  # Qwen2.5-0.5B, but for its tied head
         "hidden_size": 896,
@@ -45,7 +52,57 @@ LANGUAGE = {
 }
 
 
-def build_config(vision, language, vision_layers=None, language_layers=None):
+# Beginnings of our tensors' names, and what InternVL has instead
+INTERNVL_BEGINNINGS = (
+    ("vision_model.embeddings.class_embedding", "model.vision_tower.embeddings.cls_token"),
+    (
+        "vision_model.embeddings.position_embedding",
+        "model.vision_tower.embeddings.position_embeddings",
+    ),
+    (
+        "vision_model.embeddings.patch_embedding",
+        "model.vision_tower.embeddings.patch_embeddings.projection",
+    ),
+    ("vision_model.encoder.layers.", "model.vision_tower.encoder.layer."),
+    ("mlp1.0", "model.multi_modal_projector.layer_norm"),
+    ("mlp1.1", "model.multi_modal_projector.linear_1"),
+    ("mlp1.3", "model.multi_modal_projector.linear_2"),
+    ("language_model.model", "model.language_model"),
+    ("language_model.lm_head", "lm_head"),
+)
+# The same for parts of names in the vision tower; the second pair comes after the first
+INTERNVL_VISION_PARTS = (
+    (".attn.proj", ".attention.projection_layer"),
+    (".attn.", ".attention."),
+    (".norm1", ".layernorm_before"),
+    (".norm2", ".layernorm_after"),
+    (".ls1", ".lambda_1"),
+    (".ls2", ".lambda_2"),
+)
+
+
+# -- ours ------------------------------------------------------------------------------------------
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype of a name such as "bfloat16"."""
+    return getattr(torch, name)
+
+
+def build_config(
+    vision: str,
+    language: str,
+    vision_layers: int | None = None,
+    language_layers: int | None = None,
+) -> configuration_skywork_chat.SkyworkChatConfig:
+    """The configuration of a model.
+
+    Args:
+        vision: a name in `VISION`.
+        language: a name in `LANGUAGE`.
+        vision_layers: number of layers, if not all of them.
+        language_layers: number of layers, if not all of them.
+    """
     values = json.loads((ROOT / "config.json").read_text())
     values["vision_config"].update(VISION[vision], initializer_range=0.02)
     values["llm_config"].update(LANGUAGE[language])
@@ -60,7 +117,12 @@ def build_config(vision, language, vision_layers=None, language_layers=None):
     return configuration_skywork_chat.SkyworkChatConfig(**values)
 
 
-def build_ours(config, device="cpu", dtype=torch.float32, attention="sdpa"):
+def build_ours(
+    config: configuration_skywork_chat.SkyworkChatConfig,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: str = "sdpa",
+) -> modeling_skywork_chat.SkyworkChatModel:
     """`SkyworkChatModel` with random weights created on the device."""
     config = copy.deepcopy(config)
     config._attn_implementation = attention
@@ -75,7 +137,20 @@ def build_ours(config, device="cpu", dtype=torch.float32, attention="sdpa"):
     return model.eval()
 
 
-def with_weights_of(model, attention):
+def build_whole(
+    shape: ModelShape, device: str
+) -> tuple[
+    configuration_skywork_chat.SkyworkChatConfig, modeling_skywork_chat.SkyworkChatModel, str
+]:
+    """A model with random weights: its configuration, itself, and a name for a row's case."""
+    config = build_config(shape.vision, shape.language, shape.vision_layers, shape.language_layers)
+    ours = build_ours(config, device, dtype_of(shape.dtype))
+    vision = f"InternViT-{shape.vision.upper()} {config.vision_config.num_hidden_layers} layers"
+    language = f"Qwen2-{shape.language} {config.llm_config.num_hidden_layers} layers"
+    return config, ours, f"{vision} + {language}, {shape.dtype}"
+
+
+def with_weights_of(model: Any, attention: str) -> Any:
     """Ours once more with another attention implementation, over the same tensors."""
     config = copy.deepcopy(model.config)
     for part in (config, config.vision_config, config.llm_config):
@@ -83,44 +158,29 @@ def with_weights_of(model, attention):
     with init_empty_weights(include_buffers=False):
         twin = modeling_skywork_chat.SkyworkChatModel(config)
     twin.load_state_dict(model.state_dict(), assign=True)
-    return twin.to(model.device).eval()
+    return _ready_on(twin, model.device)
 
 
-def internvl_name(name):
+def _ready_on(model: Any, device: str | torch.device) -> Any:
+    """The model on a device, for inference."""
+    return model.to(device).eval()
+
+
+# -- transformers' InternVL ------------------------------------------------------------------------
+
+
+def internvl_name(name: str) -> str:
     """transformers' InternVL name of one of our tensors (the joint qkv is split separately)."""
-    for ours, theirs in (
-        ("vision_model.embeddings.class_embedding", "model.vision_tower.embeddings.cls_token"),
-        (
-            "vision_model.embeddings.position_embedding",
-            "model.vision_tower.embeddings.position_embeddings",
-        ),
-        (
-            "vision_model.embeddings.patch_embedding",
-            "model.vision_tower.embeddings.patch_embeddings.projection",
-        ),
-        ("vision_model.encoder.layers.", "model.vision_tower.encoder.layer."),
-        ("mlp1.0", "model.multi_modal_projector.layer_norm"),
-        ("mlp1.1", "model.multi_modal_projector.linear_1"),
-        ("mlp1.3", "model.multi_modal_projector.linear_2"),
-        ("language_model.model", "model.language_model"),
-        ("language_model.lm_head", "lm_head"),
-    ):
+    for ours, theirs in INTERNVL_BEGINNINGS:
         if name.startswith(ours):
             name = theirs + name[len(ours) :]
     if name.startswith("model.vision_tower"):
-        for ours, theirs in (
-            (".attn.proj", ".attention.projection_layer"),
-            (".attn.", ".attention."),
-            (".norm1", ".layernorm_before"),
-            (".norm2", ".layernorm_after"),
-            (".ls1", ".lambda_1"),
-            (".ls2", ".lambda_2"),
-        ):
+        for ours, theirs in INTERNVL_VISION_PARTS:
             name = name.replace(ours, theirs)
     return name
 
 
-def internvl_weights(weights):
+def internvl_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Our tensors under InternVL's names; the parts of a joint qkv are views of it."""
     renamed = {}
     for name, tensor in weights.items():
@@ -132,9 +192,11 @@ def internvl_weights(weights):
     return renamed
 
 
-def internvl_config(config, image_token_id):
+def internvl_config(
+    config: configuration_skywork_chat.SkyworkChatConfig, image_token_id: int
+) -> InternVLConfig:
     """transformers' `InternVLConfig` of the same shapes."""
-    vision, text = config.vision_config, config.llm_config
+    vision = config.vision_config
     return InternVLConfig(
         vision_config={
             "hidden_size": vision.hidden_size,
@@ -150,7 +212,7 @@ def internvl_config(config, image_token_id):
             "use_mean_pooling": True,
             "hidden_act": vision.hidden_act,
         },
-        text_config=text.to_dict(),
+        text_config=config.llm_config.to_dict(),
         image_token_id=image_token_id,
         image_seq_length=config.num_image_token,
         vision_feature_layer=-1,
@@ -158,17 +220,23 @@ def internvl_config(config, image_token_id):
     )
 
 
-def build_internvl(config, weights, image_token_id, attention="sdpa", device="cpu"):
+def build_internvl(
+    config: configuration_skywork_chat.SkyworkChatConfig,
+    weights: dict[str, torch.Tensor],
+    image_token_id: int,
+    attention: str = "sdpa",
+    device: str = "cpu",
+) -> Any:
     """transformers' InternVL over the given tensors (those of ours), without a copy.
 
     Raises:
         ValueError: tensors that are missing or left over.
     """
-    config = internvl_config(config, image_token_id)
-    config._attn_implementation = attention
+    peer_config = internvl_config(config, image_token_id)
+    peer_config._attn_implementation = attention
     with init_empty_weights(include_buffers=False):
-        model = InternVLForConditionalGeneration(config)
+        model = InternVLForConditionalGeneration(peer_config)
     report = model.load_state_dict(internvl_weights(weights), strict=False, assign=True)
     if report.unexpected_keys or report.missing_keys:
         raise ValueError(f"The weights do not match InternVL's: {report}")
-    return model.to(device).eval()
+    return _ready_on(model, device)

@@ -1,13 +1,16 @@
 """What a training stage needs on each GPU, before any is rented.
 
-    python -m training.memory training/recipes/38b/alignment_sft.yaml --gpus 8 --sharding fsdp
-    python -m training.memory training/recipes/38b/mlp_init_1.yaml --gpus 16 --sharding zero3 --gpu-gb 80
+    python -m memory.training training/recipes/38b/alignment_sft.yaml --gpus 8 --sharding fsdp
+    python -m memory.training training/recipes/38b/mlp_init_1.yaml --gpus 16 --sharding zero3
 
-Shapes come from the model's config.json (by default the 38B model's), everything else from the recipe; no weights are
-loaded. The batch is taken as full: `per_device_train_batch_size` samples of `max_length` tokens, most of them
-images'. Weights, gradients and optimizer states are exact sums over the parameters; activations are an estimate,
-within a factor of 1.5 of what autograd keeps at small scale without checkpointing (tests/test_training_memory.py).
+Shapes come from the model's config.json (by default the 38B model's), everything else from the
+recipe; no weights are loaded. The batch is taken as full: `per_device_train_batch_size` samples of
+`max_length` tokens, most of them images'. Weights, gradients and optimizer states are exact sums
+over the parameters; activations are an estimate, within a factor of 1.5 of what autograd keeps at
+small scale without checkpointing (tests/test_training_memory.py).
 """
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
@@ -17,110 +20,252 @@ from pathlib import Path
 
 import torch
 import yaml
+from torch import nn
 
-from memory.serving import ALLOCATOR_SLACK, RESERVE, count_parameters, load_config
-from remote_code import modeling_skywork_chat
+from memory import sizes
+from remote_code import configuration_skywork_chat
 from training.parts import TRAINABLE, names_among
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARDINGS = ("none", "fsdp", "zero3")
-GIGABYTE = 1e9
+FLOAT32_BYTES = 4
+MODULES = ("mlp1", "vision_model", "language_model")  # of TRAINABLE, those that are modules
+LOGIT_BLOCK = 1024  # tokens that TRL's fused head takes through the vocabulary at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """What of a recipe decides about memory.
 
+    Attributes:
+        train: names of the parts that train, of `training.parts.TRAINABLE`.
+        model_dtype: of the weights that do not train.
+        bf16: whether activations are computed in bfloat16, by autocast.
+        per_device_train_batch_size: samples on each GPU; the default is that of transformers and
+            TRL, for recipes that do not say.
+        max_length: tokens of a sample.
+        gradient_checkpointing: whether activations inside a layer are computed again for the
+            backward pass.
+        lora_rank: rank of the adapters, where "lora" trains.
+
     Raises:
         ValueError: nothing trains, or an unknown part.
     """
 
-    train: tuple
+    train: tuple[str, ...]
     model_dtype: str = "bfloat16"
     bf16: bool = True
-    per_device_train_batch_size: int = 8  # as of transformers and TRL where a recipe does not say
+    per_device_train_batch_size: int = 8
     max_length: int = 1024
     gradient_checkpointing: bool = True
     lora_rank: int = 16
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(names_among("train", self.train, TRAINABLE)))
 
     @classmethod
-    def from_yaml(cls, path):
+    def from_yaml(cls, path: str | Path) -> Stage:
+        """The stage of a recipe's file; keys that do not matter for memory are left out.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: nothing trains, or an unknown part.
+        """
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in recipe.items() if name in known}
         return cls(**{"train": ("mlp1",), **values})
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of a weight that does not train."""
+        return getattr(torch, self.model_dtype).itemsize
 
-def lora_parameters(model, rank):
-    """Parameters of adapters on the decoder layers' seven matrices: rank × (inputs + outputs) each."""
-    layers = model.language_model.model.layers
-    return sum(
-        rank * sum(m.weight.shape) for m in layers.modules() if isinstance(m, torch.nn.Linear)
-    )
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a number in the activations."""
+        return 2 if self.bf16 else self.weight_bytes
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a full batch on one GPU."""
+        return self.per_device_train_batch_size * self.max_length
 
 
-def activation_bytes(config, stage):
-    """What autograd keeps of a full batch for the backward pass, and what the widest point takes besides.
+@dataclasses.dataclass(frozen=True)
+class ActivationBytes:
+    """What the activations of a full batch take on one GPU, in bytes.
 
-    The vision tower keeps nothing unless it trains. The language model keeps its activations even where it is frozen,
-    since the gradient passes through it: with checkpointing each layer's input and one layer's inside, else every
-    layer's inside.
-
-    Returns:
-        {"kept": bytes, "tower": bytes while images are encoded, "logits": bytes}.
+    Attributes:
+        saved: what autograd saves for the backward pass.
+        tower: what the vision tower takes at its widest while images are encoded.
+        logits: what the language model's head takes.
     """
-    llm, vision = config.llm_config, config.vision_config
-    wide = 2 if stage.bf16 else getattr(torch, stage.model_dtype).itemsize
-    tokens = stage.per_device_train_batch_size * stage.max_length
-    hidden, inner = llm.hidden_size, llm.intermediate_size
-    key_value = hidden * llm.num_key_value_heads // llm.num_attention_heads
-    trains_layers = any(part in stage.train for part in ("language_model", "lora"))
-    # RMSNorm twice: float32 input and its scaled copy; queries, keys, values and the attention's output;
-    # gate, up, silu(gate) and their product
-    norms = 2 * (4 + wide) * hidden
-    inside = tokens * (norms + wide * (2 * hidden + 2 * key_value + 4 * inner))
-    if trains_layers:  # inputs of the matrices, for the gradients of weights or adapters
-        inside += tokens * wide * 3 * hidden
-    between = tokens * wide * hidden
-    layers = llm.num_hidden_layers
-    kept = layers * between + inside if stage.gradient_checkpointing else layers * inside
-    side = (config.force_image_size or vision.image_size) // vision.patch_size
-    tokens_per_tile = config.num_image_token
-    tiles = tokens // tokens_per_tile
-    of_tower = (
-        tiles
-        * (side**2 + 1)
-        * wide
-        * (2 * vision.hidden_size + max(2 * vision.intermediate_size, 7 * vision.hidden_size))
-    )
+
+    saved: int
+    tower: int
+    logits: int
+
+    @property
+    def largest(self) -> int:
+        """The most that is there at one time: images are encoded before there are logits."""
+        return max(self.saved + self.logits, self.tower)
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+
+def activation_bytes(
+    config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage
+) -> ActivationBytes:
+    """What autograd saves of a full batch, and what the widest points take besides.
+
+    The vision tower saves nothing unless it trains. The language model saves its activations even
+    where it is frozen, since the gradient passes through it.
+    """
+    tiles = stage.tokens // config.num_image_token
+    patches = (config.tile_size // config.vision_config.patch_size) ** 2
+    positions = tiles * (patches + 1)  # with a class token for each tile
+    saved = _saved_by_language_model(config, stage)
+    saved += _saved_by_projector(config, stage, tiles)
     if "vision_model" in stage.train:
-        # Two norms and those of queries and keys in float32; queries, keys, values, the attention's output, both
-        # scaled branches; around GELU
-        norms = 4 * (4 + wide) * vision.hidden_size
-        branches = wide * (7 * vision.hidden_size + 2 * vision.intermediate_size)
-        per_layer = tiles * (side**2 + 1) * (norms + branches)
-        of_layers = tiles * (side**2 + 1) * wide * vision.hidden_size
-        kept += vision.num_hidden_layers * (
-            of_layers if stage.gradient_checkpointing else per_layer
-        )
-    # mlp1: the normalised input and the inside of GELU
-    projected = tiles * tokens_per_tile
-    kept += projected * ((4 + wide) * 4 * vision.hidden_size + 2 * wide * hidden)
+        saved += _saved_by_vision_tower(config, stage, positions)
+    tower = sizes.vision_working_bytes(config.vision_config, positions, stage.compute_bytes)
     # TRL's fused head goes through the vocabulary in blocks; the log-probabilities remain
-    logits = 4 * tokens * 4 + 4 * 1024 * llm.vocab_size
-    return {"kept": kept, "tower": of_tower, "logits": logits}
+    vocabulary = config.llm_config.vocab_size
+    logits = FLOAT32_BYTES * (stage.tokens * 4 + LOGIT_BLOCK * vocabulary)
+    return ActivationBytes(saved, tower, logits)
 
 
-def estimate(config, stage, gpus=1, sharding="none"):
-    """Bytes of each part on each GPU, a dict; "total" is with the allocator's slack.
+def _saved_by_language_model(
+    config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage
+) -> int:
+    """Bytes that the decoder layers save.
+
+    With checkpointing these are each layer's input and the inside of one layer, else the inside of
+    every layer.
+    """
+    llm = config.llm_config
+    width = llm.hidden_size
+    key_value = width * sizes.key_value_heads(llm) // llm.num_attention_heads
+    # Of each of the two RMSNorms the float32 input and its scaled copy
+    norms = 2 * (FLOAT32_BYTES + stage.compute_bytes) * width
+    # Queries, keys, values and the attention's output; gate, up, silu(gate) and their product
+    values = 2 * width + 2 * key_value + 4 * llm.intermediate_size
+    if "language_model" in stage.train or "lora" in stage.train:
+        values += 3 * width  # inputs of the matrices, for the gradients of weights or adapters
+    inside_of_layer = stage.tokens * (norms + stage.compute_bytes * values)
+    if not stage.gradient_checkpointing:
+        return llm.num_hidden_layers * inside_of_layer
+    input_of_layer = stage.tokens * stage.compute_bytes * width
+    return llm.num_hidden_layers * input_of_layer + inside_of_layer
+
+
+def _saved_by_vision_tower(
+    config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage, positions: int
+) -> int:
+    """Bytes that the layers of a training vision tower save; with checkpointing their inputs."""
+    vision = config.vision_config
+    width = vision.hidden_size
+    if stage.gradient_checkpointing:
+        return vision.num_hidden_layers * positions * stage.compute_bytes * width
+    # Two norms, and those of queries and keys, in float32
+    norms = 4 * (FLOAT32_BYTES + stage.compute_bytes) * width
+    # Queries, keys, values, the attention's output, both scaled branches; around GELU
+    branches = stage.compute_bytes * (7 * width + 2 * vision.intermediate_size)
+    return vision.num_hidden_layers * positions * (norms + branches)
+
+
+def _saved_by_projector(
+    config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage, tiles: int
+) -> int:
+    """Bytes that mlp1 saves: the normalised input and the inside of GELU."""
+    input_width = config.shuffle_factor**2 * config.vision_config.hidden_size
+    normalised = (FLOAT32_BYTES + stage.compute_bytes) * input_width
+    around_gelu = 2 * stage.compute_bytes * config.llm_config.hidden_size
+    return tiles * config.num_image_token * (normalised + around_gelu)
+
+
+# -- weights, gradients and optimizer states -------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingState:
+    """What all GPUs hold together besides activations, in bytes, without copies of one another."""
+
+    weights: int
+    gradients: int
+    optimizer_states: int
+
+
+def lora_parameters(model: sizes.Model, rank: int) -> int:
+    """Parameters of adapters on the decoder layers' seven matrices.
+
+    A matrix has rank × (inputs + outputs) of them (LoRA, arXiv:2106.09685).
+    """
+    total = 0
+    for module in model.language_model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            total += rank * sum(module.weight.shape)
+    return total
+
+
+def training_state(model: sizes.Model, stage: Stage, sharding: str) -> TrainingState:
+    """Weights, gradients and AdamW's states.
 
     Args:
-        config: `SkyworkChatConfig`.
-        sharding: "none" (every GPU holds all), "fsdp" or "zero3" (each holds its share of weights, gradients and
-        states).
+        model: may be on the meta device.
+        stage: what trains.
+        sharding: with "zero3" there is a float32 master besides the weights; otherwise what trains
+            is itself kept in float32.
+    """
+    parameters = sizes.count_parameters(model)
+    trained_modules = [name for name in MODULES if name in stage.train]
+    trainable = sum(sizes.count_parameters(getattr(model, name)) for name in trained_modules)
+    adapters = lora_parameters(model, stage.lora_rank) if "lora" in stage.train else 0
+    updated = trainable + adapters
+    moments = 2 * FLOAT32_BYTES * updated
+    if sharding == "zero3":
+        return TrainingState(
+            weights=stage.weight_bytes * (parameters + adapters),
+            gradients=stage.weight_bytes * updated,
+            optimizer_states=FLOAT32_BYTES * updated + moments,
+        )
+    return TrainingState(
+        weights=stage.weight_bytes * (parameters - trainable) + FLOAT32_BYTES * updated,
+        gradients=FLOAT32_BYTES * updated,
+        optimizer_states=moments,
+    )
+
+
+def gathered_bytes(model: sizes.Model) -> int:
+    """Bytes of the layers that sharding gathers on a GPU.
+
+    While a layer computes, all of it is there in a dtype of two bytes, and the next one is on its
+    way.
+    """
+    largest = sizes.count_parameters(model.get_input_embeddings())
+    for layer in (*model.language_model.model.layers, *model.vision_model.encoder.layers):
+        largest = max(largest, sizes.count_parameters(layer))
+    return 2 * 2 * largest
+
+
+# -- all together ----------------------------------------------------------------------------------
+
+
+def estimate(
+    config: configuration_skywork_chat.SkyworkChatConfig,
+    stage: Stage,
+    gpus: int = 1,
+    sharding: str = "none",
+) -> dict[str, int]:
+    """Bytes of each part on each GPU, by name; "total" includes the allocator's slack.
+
+    Args:
+        config: of the model.
+        stage: what trains, on which batches.
+        gpus: number of GPUs.
+        sharding: "none" (every GPU holds everything), "fsdp" or "zero3" (each holds its share of
+            weights, gradients and states).
 
     Raises:
         ValueError: an unknown sharding, or fewer than one GPU.
@@ -131,78 +276,63 @@ def estimate(config, stage, gpus=1, sharding="none"):
         )
     if gpus < 1:
         raise ValueError(f"gpus={gpus}: expected at least 1.")
-    with torch.device("meta"):
-        model = modeling_skywork_chat.SkyworkChatModel(config)
-    wide = getattr(torch, stage.model_dtype).itemsize
-    parameters = count_parameters(model)
-    trainable = sum(
-        count_parameters(getattr(model, part))
-        for part in ("mlp1", "vision_model", "language_model")
-        if part in stage.train
-    )
-    adapters = lora_parameters(model, stage.lora_rank) if "lora" in stage.train else 0
-    share = gpus if sharding != "none" else 1
-    if sharding == "zero3":  # a float32 master besides the weights, and two moments
-        weights, states = wide * (parameters + adapters), 12 * (trainable + adapters)
-        gradients = wide * (trainable + adapters)
-    else:  # what trains is kept in float32
-        weights = wide * (parameters - trainable) + 4 * (trainable + adapters)
-        states, gradients = 8 * (trainable + adapters), 4 * (trainable + adapters)
-    # While a layer computes, all of it is there in the computing dtype, and the next one is on its way
-    gathered = 0
-    if sharding != "none":
-        embeddings = count_parameters(model.get_input_embeddings())
-        largest = max(
-            embeddings,
-            max(count_parameters(layer) for layer in model.language_model.model.layers),
-            max(count_parameters(layer) for layer in model.vision_model.encoder.layers),
-        )
-        gathered = 2 * 2 * largest
-    activations = activation_bytes(config, stage)
+    model = sizes.model_without_weights(config)
+    state = training_state(model, stage, sharding)
+    is_sharded = sharding != "none"
+    holders = gpus if is_sharded else 1
     parts = {
-        "weights": weights / share,
-        "gradients": gradients / share,
-        "optimizer states": states / share,
-        "gathered layers": gathered,
-        "activations": max(activations["kept"] + activations["logits"], activations["tower"]),
+        "weights": state.weights / holders,
+        "gradients": state.gradients / holders,
+        "optimizer states": state.optimizer_states / holders,
+        "gathered layers": gathered_bytes(model) if is_sharded else 0,
+        "activations": activation_bytes(config, stage).largest,
     }
-    return {
-        **{name: round(size) for name, size in parts.items()},
-        "total": round(ALLOCATOR_SLACK * sum(parts.values())),
-    }
+    rounded = {name: round(size) for name, size in parts.items()}
+    return {**rounded, "total": round(sizes.ALLOCATOR_SLACK * sum(parts.values()))}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+# -- the command line ------------------------------------------------------------------------------
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="What a training stage needs on each GPU, before any is rented."
+    )
     parser.add_argument("recipe", help="YAML file of training.sft")
     parser.add_argument(
         "--model",
-        default=str(ROOT),
+        default=str(sizes.ROOT),
         help="directory with a config.json; by default the 38B model's",
     )
-    parser.add_argument("--gpus", type=int, default=8)
+    parser.add_argument("--gpus", type=int, default=8, help="number of GPUs")
     parser.add_argument("--sharding", choices=SHARDINGS, default="fsdp")
-    parser.add_argument("--gpu-gb", type=float, default=80.0, help="memory of a GPU")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    parser.add_argument("--gpu-gb", type=float, default=80.0, help="memory of a GPU in GB")
+    parser.add_argument("--json", action="store_true", help="JSON rather than text")
+    return parser
+
+
+def main() -> None:
+    """Print what a stage needs on each GPU, and whether that fits."""
+    arguments = _make_parser().parse_args()
     try:
         stage = Stage.from_yaml(arguments.recipe)
-        parts = estimate(load_config(arguments.model), stage, arguments.gpus, arguments.sharding)
+        config = sizes.load_config(arguments.model)
+        parts = estimate(config, stage, arguments.gpus, arguments.sharding)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    fits = parts["total"] <= arguments.gpu_gb * GIGABYTE - RESERVE
+    fits = parts["total"] <= arguments.gpu_gb * sizes.GIGABYTE - sizes.RESERVE
     if arguments.json:
         print(json.dumps({**parts, "fits": fits}))
         return
     for name, size in parts.items():
-        print(f"{size / GIGABYTE:8.2f} GB  {name}")
+        print(f"{size / sizes.GIGABYTE:8.2f} GB  {name}")
     verdict = "Fits" if fits else "Does not fit"
-    print(
-        f"{verdict} {arguments.gpus} × {arguments.gpu_gb:g} GB with sharding {arguments.sharding}."
-    )
+    machine = f"{arguments.gpus} × {arguments.gpu_gb:g} GB"
+    print(f"{verdict} {machine} with sharding {arguments.sharding}.")
     if not fits:
         print(
-            "More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, or lora would help."
+            "More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, "
+            "or lora would help."
         )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import __main__ as benchmarks
 from benchmarks import measure, models
+from benchmarks.vision import vision_operations
 from tests import checkpoints
 
 
@@ -17,7 +18,7 @@ def test_growth(values, exponent):
 
 
 def test_ratio_is_taken_round_by_round():
-    """A slow moment of the machine hits both in one round, and the ratio of that round is as good as any."""
+    """A slow moment of the machine hits both in a round, whose ratio is then as good as any."""
     seconds = {"ours": [1, 10, 1], "theirs": [2, 20, 3]}
     assert measure.ratio(seconds, "ours", "theirs") == {
         "peer": "theirs",
@@ -43,17 +44,16 @@ def test_peak_memory_sees_what_is_freed_again():
 def test_operations_of_internvit_6b():
     """Against the plain rule of two operations for each weight and position, plus attention."""
     config = models.build_config("6b", "32b")
-    weights = 5_536_496_000 - 3200 * (
-        1025 + 1
-    )  # positions and the class token are added, not multiplied
+    # The embeddings of positions and the class token are added, not multiplied
+    weights = 5_536_496_000 - 3200 * (1025 + 1)
     projector = 91_786_240
     attention = 45 * 2 * 2 * 1025 * 1025 * 3200
     expected = 2 * (weights * 1025 + projector * 256) + attention
-    assert benchmarks.vision_operations(config) == pytest.approx(expected, rel=0.002)
+    assert vision_operations(config) == pytest.approx(expected, rel=0.002)
 
 
 def test_peer_computes_the_same(golden_model):
-    """InternVL over our tensors, by reference: no copy, and equal features."""
+    """InternVL over our tensors, by reference: no copy, and the same features but for rounding."""
     config = golden_model.config
     theirs = models.build_internvl(
         config, golden_model.state_dict(), checkpoints.GOLDEN_IMAGE_TOKEN
@@ -75,8 +75,15 @@ def test_every_benchmark_runs(tmp_path):
     record = json.loads(output.splitlines()[-1])
     assert record == json.loads((tmp_path / "r.json").read_text())
     assert {row["benchmark"].split(" with")[0].split(",")[0] for row in record["rows"]} == {
-        "preprocessing", "vision", "first token", "decoding", "traces", "turns", "loading", "growth",
-    }  # fmt: skip
+        "preprocessing",
+        "vision",
+        "first token",
+        "decoding",
+        "traces",
+        "turns",
+        "loading",
+        "growth",
+    }
     assert record["machine"]["torch"] and record["machine"]["commit"]
 
 

@@ -1,6 +1,7 @@
 """The memory plan: against sizes known beforehand, and against memory measured at small scale."""
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,16 +11,18 @@ import torch
 from transformers import DynamicCache
 
 from benchmarks import models
-from memory import serving as memory_plan
+from memory import serving, serving_parts, serving_plan, sizes
+from memory.serving_parts import ServingSettings
 from remote_code import device_map, loading, modeling_skywork_chat
 from tests import checkpoints
 
 GB = 1e9
+NF4 = {"quantization": "nf4", "offload_vision": True}
 
 
 @pytest.fixture(scope="module")
 def config_38b():
-    return memory_plan.load_config(checkpoints.ROOT)
+    return sizes.load_config(checkpoints.ROOT)
 
 
 def by_name(parts):
@@ -27,14 +30,14 @@ def by_name(parts):
 
 
 def test_weights_add_up_to_the_model(config_38b):
-    parts = by_name(memory_plan.memory_parts(config_38b)[0])
+    parts = by_name(serving_parts.memory_parts(config_38b)[0])
     weights = ("vision tower", "projector", "embeddings and head", "decoder layers")
     assert sum(parts[name] for name in weights) == 2 * 38_392_158_592
 
 
 def test_cache_of_38b(config_38b):
     """64 layers × 8 heads × 128 × key and value × 2 bytes."""
-    assert memory_plan.kv_bytes_per_token(config_38b.llm_config, 2) == 64 * 8 * 128 * 2 * 2
+    assert sizes.kv_bytes_per_token(config_38b.llm_config, 2) == 64 * 8 * 128 * 2 * 2
 
 
 @pytest.mark.parametrize("gpus, settings, fits, reason", [
@@ -43,17 +46,17 @@ def test_cache_of_38b(config_38b):
     ([141], {"context": 65536}, True, "an H200 with a long context"),
     ([24] * 4 + [48], {}, True, "uneven cards, the largest last"),
     ([24], {"quantization": "nf4"}, False, "the vision tower alone takes 11 GB"),
-    ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4}, True, "one card of 24 GB at 8k tokens"),
-    ([24], {"quantization": "nf4", "offload_vision": True, "kv_bits": 4, "context": 65536}, False, "the long context"),
-    ([8], {"quantization": "nf4", "offload_vision": True, "kv_bits": 2}, False, "16 GB of layers"),
+    ([24], {**NF4, "kv_bits": 4}, True, "one card of 24 GB at 8k tokens"),
+    ([24], {**NF4, "kv_bits": 4, "context": 65536}, False, "the long context"),
+    ([8], {**NF4, "kv_bits": 2}, False, "16 GB of layers"),
     ([80, 80], {"context": 98304}, True, "18 GB of activations on each card"),
     ([80, 80], {"context": 131072}, False, "24 GB of activations on the second card, too"),
 ])  # fmt: skip
 def test_what_fits(config_38b, gpus, settings, fits, reason):
-    plan = memory_plan.plan(
-        config_38b, [size * GB for size in gpus], **{"context": 8192, **settings}
+    plan = serving_plan.plan_memory(
+        config_38b, [size * GB for size in gpus], ServingSettings(**settings)
     )
-    assert (plan.problem is None) == fits, f"{reason}: {plan.problem or plan.used}"
+    assert plan.fits == fits, f"{reason}: {plan.problem or plan.used}"
     if fits:
         assert sum(plan.layers_of_gpu) == 64 and all(u <= a for u, a in zip(plan.used, plan.usable))
 
@@ -63,8 +66,10 @@ def test_what_fits(config_38b, gpus, settings, fits, reason):
     [([80, 80], 8192), ([80, 80], 98304), ([24] * 4 + [48], 8192), ([80, 24], 8192)],
 )
 def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypatch):
-    """Which knows nothing of a context."""
-    plan = memory_plan.plan(config_38b, [size * GB for size in gpus], context=context)
+    """Loading knows nothing of a context, and the plan spreads layers as loading does."""
+    plan = serving_plan.plan_memory(
+        config_38b, [size * GB for size in gpus], ServingSettings(context=context)
+    )
     share = 1 - device_map.RESERVED_SHARE
     monkeypatch.setattr(
         modeling_skywork_chat, "free_memory", lambda: [share * size for size in plan.usable]
@@ -77,23 +82,23 @@ def test_layers_lie_where_loading_puts_them(config_38b, gpus, context, monkeypat
 @pytest.mark.parametrize("gpus, size, why", [
     ([80, 80], 2, "38 GB of weights on each"), ([80], None, "77 GB of weights"),
     ([80, 24], None, "38 GB on a card of 24"),
-    ([24] * 4, None, "19 GB and, on each, the attention of a vision tower whose 25 heads do not divide: 22 GB"),
+    ([24] * 4, None, "22 GB: 19, and on each the attention of a vision tower of 25 heads"),
     ([32] * 4, 4, "these 22 GB"), ([80, 80, 24, 24], 2, "the two large ones"),
     ([40, 40, 40], None, "two of three cards, without room for a cache"),
     ([48] * 3, 2, "a power of two"),
 ])  # fmt: skip
 def test_tensor_parallel_size_of_vllm(config_38b, gpus, size, why):
-    parts = memory_plan.memory_parts(config_38b, context=8192)[0]
+    parts = serving_parts.memory_parts(config_38b)[0]
     assert (
-        memory_plan.tensor_parallel_size(config_38b, parts, [gpu * GB for gpu in gpus]) == size
+        serving_plan.tensor_parallel_size(config_38b, parts, [gpu * GB for gpu in gpus]) == size
     ), why
 
 
 def test_tensor_parallel_size_divides_the_heads():
     """Four heads in nano's language model: vLLM refuses eight GPUs."""
-    config = memory_plan.load_config(checkpoints.NANO)
-    parts = memory_plan.memory_parts(config, context=1024)[0]
-    assert memory_plan.tensor_parallel_size(config, parts, [8 * GB] * 8) == 4
+    config = sizes.load_config(checkpoints.NANO)
+    parts = serving_parts.memory_parts(config, ServingSettings(context=1024))[0]
+    assert serving_plan.tensor_parallel_size(config, parts, [8 * GB] * 8) == 4
 
 
 class TestQuantizedCheckpoints:
@@ -115,26 +120,19 @@ class TestQuantizedCheckpoints:
         return config
 
     def test_its_layers_are_planned_as_they_are_stored(self, config_38b, awq):
-        full = by_name(memory_plan.memory_parts(config_38b)[0])["decoder layers"] / 2
-        assert by_name(memory_plan.memory_parts(awq)[0])["decoder layers"] == pytest.approx(
+        full = by_name(serving_parts.memory_parts(config_38b)[0])["decoder layers"] / 2
+        assert by_name(serving_parts.memory_parts(awq)[0])["decoder layers"] == pytest.approx(
             full * self.BYTES
         )
 
     def test_it_fits_where_it_fits(self, awq):
-        assert memory_plan.plan(awq, [48 * GB], context=8192).problem is None
+        assert serving_plan.plan_memory(awq, [48 * GB]).fits
 
     def test_advice_does_not_quantize_it_again(self, awq):
-        settings = {
-            "dtype": "bf16",
-            "quantization": "none",
-            "context": 8192,
-            "kv_bits": None,
-            "offload_vision": False,
-        }
-        advised = memory_plan.advice(awq, [32 * GB], **settings)
-        assert advised and all(new["quantization"] == "none" for _, new, _ in advised)
+        fitting = serving_plan.fitting_alternatives(awq, [32 * GB], ServingSettings())
+        assert fitting and all(found.settings.quantization == "none" for found in fitting)
         with pytest.raises(ValueError, match=r"quantized already .awq"):
-            memory_plan.plan(awq, [48 * GB], context=8192, quantization="nf4")
+            serving_plan.plan_memory(awq, [48 * GB], ServingSettings(quantization="nf4"))
 
     def test_loading_plans_with_the_same_bytes(self, awq):
         loading.hoist_quantization(awq)
@@ -147,57 +145,72 @@ class TestQuantizedCheckpoints:
         config = copy.deepcopy(config_38b)
         config.llm_config.quantization_config = {"quant_method": "novel"}
         with pytest.raises(ValueError, match="quantized by 'novel'"):
-            memory_plan.memory_parts(config)
+            serving_parts.memory_parts(config)
 
 
 def test_batches_of_long_prompts_need_a_mask(config_38b):
-    """One byte for a pair of positions, and two for its copy in bf16, besides what two prompts take."""
-    one, two = (memory_plan.memory_parts(config_38b, context=32768, batch=n)[0] for n in (1, 2))
+    """A byte for each pair of positions, and two for its copy in bf16, besides the two prompts."""
+    alone = ServingSettings(context=32768, batch=1)
+    both = ServingSettings(context=32768, batch=2)
+    one, two = (serving_parts.memory_parts(config_38b, settings)[0] for settings in (alone, both))
     masks = [part for part in two if part.kind == "mask"]
     assert [part.place for part in masks] == ["first", "further"] and len(two) == len(one) + 2
     assert {part.bytes for part in masks} == {2 * 32768**2 * 3}
     gpus = [80 * GB, 80 * GB]
-    used = [memory_plan.plan(config_38b, gpus, context=32768, batch=n).used[1] for n in (1, 2)]
+    used = [
+        serving_plan.plan_memory(config_38b, gpus, settings).used[1] for settings in (alone, both)
+    ]
     assert used[1] - used[0] > 1.05 * 2 * 32768**2 * 3
 
 
 def test_longest_context_fits_and_a_longer_one_does_not(config_38b):
-    settings = {"quantization": "nf4", "offload_vision": True, "kv_bits": 4}
-    longest = memory_plan.longest_context(config_38b, [24 * GB], **settings)
+    settings = ServingSettings(quantization="nf4", offload_vision=True, kv_bits=4)
+    longest = serving_plan.longest_context(config_38b, [24 * GB], settings)
     assert 8192 <= longest < 131072
-    assert memory_plan.plan(config_38b, [24 * GB], **settings, context=longest).problem is None
-    assert (
-        memory_plan.plan(config_38b, [24 * GB], **settings, context=longest + 512).problem
-        is not None
-    )
+    fitting = dataclasses.replace(settings, context=longest)
+    assert serving_plan.plan_memory(config_38b, [24 * GB], fitting).problem is None
+    longer = dataclasses.replace(settings, context=longest + 512)
+    assert serving_plan.plan_memory(config_38b, [24 * GB], longer).problem is not None
 
 
 def test_advice_gives_up_as_little_as_possible(config_38b):
-    settings = {
-        "dtype": "bf16",
-        "quantization": "none",
-        "context": 4096,
-        "kv_bits": None,
-        "offload_vision": False,
-    }
-    advised = memory_plan.advice(config_38b, [70 * GB], **settings)
-    assert [text for text, *_ in advised][:2] == ["decoder layers in int8", "decoder layers in nf4"]
-    assert memory_plan.advice(config_38b, [48 * GB], **settings)[0][1]["quantization"] == "nf4"
-    assert memory_plan.advice(config_38b, [4 * GB], **settings) == []
+    def alternatives(gpu):
+        settings = ServingSettings(context=4096)
+        return serving_plan.fitting_alternatives(config_38b, [gpu * GB], settings)
+
+    descriptions = [found.description for found in alternatives(70)]
+    assert descriptions[:2] == ["decoder layers in int8", "decoder layers in nf4"]
+    assert alternatives(48)[0].settings.quantization == "nf4"
+    assert alternatives(4) == []
 
 
-# In a process of its own: an allocator with a past keeps more than is asked of it
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"dtype": "int4"}, "dtype='int4' is unknown"),
+        ({"quantization": "awq"}, "quantization='awq' is unknown"),
+        ({"kv_bits": 8}, "kv_bits=8 is unknown"),
+        ({"context": 0}, "context=0 must be positive"),
+        ({"batch": 0}, "batch=0 must be positive"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_exist_are_refused(settings, reason):
+    with pytest.raises(ValueError, match=reason):
+        ServingSettings(**settings)
+
+
+# Runs in a process of its own: an allocator with a past keeps more than is asked of it
 MEASURE = """
 import json, sys
 from functools import partial
 import torch
 from benchmarks import measure, models
-from memory import serving as memory_plan
-from remote_code import device_map, loading, modeling_skywork_chat
+from remote_code import modeling_skywork_chat as modeling
 
-modeling = modeling_skywork_chat
 modeling.POSITIONS_PER_CHUNK_ON_CPU = modeling.POSITIONS_PER_CHUNK  # in chunks as on a GPU
 model = models.build_ours(models.build_config(**json.loads(sys.argv[1])), dtype=torch.bfloat16)
+torch.manual_seed(0)
 pixels = torch.randn(modeling.POSITIONS_PER_CHUNK // 1025, 3, 448, 448, dtype=torch.bfloat16)
 ids = torch.zeros(1, 4096, dtype=torch.long)
 calls = {
@@ -212,7 +225,7 @@ with torch.no_grad():
 
 
 class TestAgainstMeasuredMemory:
-    """What really is allocated, at widths that make every part larger than the noise."""
+    """Against what is allocated, at widths that make every part larger than the noise."""
 
     SHAPES = {"vision": "300m", "language": "0.5b", "vision_layers": 2, "language_layers": 4}
 
@@ -241,27 +254,29 @@ class TestAgainstMeasuredMemory:
                 logits_to_keep=1,
             )
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        parts = by_name(memory_plan.memory_parts(config, context=context)[0])
+        parts = by_name(serving_parts.memory_parts(config, ServingSettings(context=context))[0])
         assert held == parts["KV cache"]
 
     def test_encoding_tiles(self, config, measured):
-        planned = by_name(memory_plan.memory_parts(config, context=1)[0])["activations"]
+        planned = by_name(serving_parts.memory_parts(config, ServingSettings(context=1))[0])[
+            "activations"
+        ]
         assert 0.5 < planned / measured["encoding tiles"] < 2, (planned, measured)
 
     def test_reading_a_prompt(self, config, measured):
         config = copy.deepcopy(config)
-        config.vision_config.hidden_size, config.vision_config.intermediate_size = (
-            16,
-            64,
-        )  # encoding takes next to none
-        planned = by_name(memory_plan.memory_parts(config, context=4096)[0])["activations"]
+        config.vision_config.hidden_size = 16  # so that encoding takes next to nothing
+        config.vision_config.intermediate_size = 64
+        planned = by_name(serving_parts.memory_parts(config, ServingSettings(context=4096))[0])[
+            "activations"
+        ]
         assert 0.5 < planned / measured["reading a prompt"] < 2, (planned, measured)
 
 
 class TestCommand:
     def call(self, monkeypatch, capsys, *arguments):
-        monkeypatch.setattr(sys, "argv", ["memory_plan", *arguments])
-        code = memory_plan.main()
+        monkeypatch.setattr(sys, "argv", ["memory.serving", *arguments])
+        code = serving.main()
         return code, capsys.readouterr().out
 
     def test_fits(self, monkeypatch, capsys):

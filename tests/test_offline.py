@@ -1,4 +1,4 @@
-"""The JSONL path on transformers: what comes out, what is refused, and going on after an interruption."""
+"""The JSONL path on transformers: its answers, its errors, and going on after an interruption."""
 
 import json
 import types
@@ -9,15 +9,15 @@ import torch
 from transformers import AutoTokenizer
 
 from remote_code import conversation
-from serving import offline
-from tests import checkpoints
+from serving import engines, offline, question_file
+from tests import checkpoints, greedy
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 
 
 @pytest.fixture(scope="module")
 def engine():
-    return offline.TransformersEngine(
+    return engines.TransformersEngine(
         str(checkpoints.NANO), "float32", batch_size=2, max_new_tokens=96
     )
 
@@ -38,37 +38,35 @@ def run(monkeypatch, engine, questions, answers, *flags):
 
 
 def test_mixed_questions_equal_chat(monkeypatch, tmp_path, engine):
+    """Batches are padded, so their logits differ from those of single questions by rounding."""
     picture = str(IMAGES / "counting_1.png")
-    questions = write(tmp_path / "questions.jsonl", [
+    history = [["<image>\nHow many?", "x</think>y"]]
+    asked = [
         {"id": "text", "question": "What is 12 + 34?"},
         {"id": "image", "question": "How many shapes are in the image?", "images": [picture]},
         {"id": "two", "question": "<image>\n<image>\nHow many?", "images": [picture, picture]},
         {"id": "system", "question": "What is 3 + 4?", "system": "Be brief."},
-        {"id": "turn", "question": "And now?", "images": [picture], "history": [["<image>\nHow many?", "x</think>y"]]},
-    ])  # fmt: skip
+        {"id": "turn", "question": "And now?", "images": [picture], "history": history},
+    ]
+    questions = write(tmp_path / "questions.jsonl", asked)
     assert run(monkeypatch, engine, questions, tmp_path / "answers.jsonl") == 0
     found = {
         entry["id"]: entry
         for entry in map(json.loads, (tmp_path / "answers.jsonl").read_text().splitlines())
     }
-    model, tokenizer, options = engine.model, engine.tokenizer, engine.options
-    expected = {
-        "text": model.chat(tokenizer, None, "What is 12 + 34?", options),
-        "image": model.chat(tokenizer, picture, "How many shapes are in the image?", options),
-        "two": model.chat(tokenizer, [picture, picture], "<image>\n<image>\nHow many?", options),
-        "system": model.chat(
-            tokenizer, None, "What is 3 + 4?", options, system_message="Be brief."
-        ),
-        "turn": model.chat(
-            tokenizer,
-            [picture],
-            "And now?",
-            options,
-            history=[("<image>\nHow many?", "x</think>y")],
-        ),
-    }
-    assert {name: entry["text"] for name, entry in found.items()} == expected
-    assert found["text"]["answer"] == expected["text"].split("</think>")[1].strip()
+    assert sorted(found) == sorted(question["id"] for question in asked)
+    for question in asked:
+        expected = greedy.ask(
+            engine.model,
+            engine.tokenizer,
+            question.get("images"),
+            question["question"],
+            max_new_tokens=engine.options["max_new_tokens"],
+            history=question.get("history"),
+            system_message=question.get("system"),
+        )
+        greedy.assert_same_text(found[question["id"]]["text"], expected)
+    assert found["text"]["answer"] == found["text"]["text"].split("</think>")[1].strip()
     assert all(entry["tokens"] > 0 for entry in found.values())
 
 
@@ -131,34 +129,45 @@ def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
             yield from self.entries
             raise MemoryError("too large")
 
-    for entries in ((), [offline.failure({"id": "1", "question": cut["question"]}, "refused")]):
+    for entries in (
+        (),
+        [question_file.error_entry({"id": "1", "question": cut["question"]}, "refused")],
+    ):
         with pytest.raises(MemoryError):
             run(monkeypatch, Failing(entries), questions, answers)
         assert [json.loads(line) for line in answers.read_text().splitlines()] == [cut]
 
 
+CUT = {"finish_reason": "length"}
+
+
 @pytest.mark.parametrize("entry, done", [
     ({"tokens": 5, "finish_reason": "stop"}, True), ({"error": "x"}, False),
-    ({"tokens": 5, "finish_reason": "length"}, False), ({"tokens": 96, "finish_reason": "length"}, True),
-    ({"tokens": 48, "max_new_tokens": 48, "context": 4096, "finish_reason": "length"}, False),
-    ({"tokens": 5, "max_new_tokens": 96, "context": 4096, "finish_reason": "length"}, True),  # the same context ended
-    ({"tokens": 5, "max_new_tokens": 96, "context": 2048, "finish_reason": "length"}, False),
-    ({"tokens": 5, "max_new_tokens": 96, "context": None, "finish_reason": "length"}, False),
-    ({"tokens": 97, "max_new_tokens": 200, "context": 2048, "finish_reason": "length"}, True),  # longer than any now
+    ({"tokens": 5, **CUT}, False), ({"tokens": 96, **CUT}, True),
+    ({"tokens": 48, "max_new_tokens": 48, "context": 4096, **CUT}, False),
+    ({"tokens": 5, "max_new_tokens": 96, "context": 4096, **CUT}, True),  # the same context ended
+    ({"tokens": 5, "max_new_tokens": 96, "context": 2048, **CUT}, False),
+    ({"tokens": 5, "max_new_tokens": 96, "context": None, **CUT}, False),
+    # Longer than any answer may be now
+    ({"tokens": 97, "max_new_tokens": 200, "context": 2048, **CUT}, True),
 ])  # fmt: skip
 def test_what_is_asked_again(entry, done):
-    assert offline.is_done(entry, 96, 4096) == done
+    assert question_file.is_done(entry, 96, 4096) == done
 
 
 @pytest.mark.parametrize("text, reason", [
-    ("my notes\nof today\n", "line 1: not JSON"), ('{"a": 1}\n', "line 1: no answer of an earlier run"),
-    ('{"id": "1", "question": "Another?", "answer": "x"}\n', "'Another.', but the question with the id '1' is '.' now"),
+    ("my notes\nof today\n", "line 1: not JSON"),
+    ('{"a": 1}\n', "line 1: no answer of an earlier run"),
+    (
+        '{"id": "1", "question": "Another?", "answer": "x"}\n',
+        "'Another.', but the question with the id '1' is '.' now",
+    ),
 ])  # fmt: skip
 def test_a_file_that_holds_other_things_is_left_alone(tmp_path, text, reason):
     path = tmp_path / "answers.jsonl"
     path.write_text(text)
-    with pytest.raises(offline.LineError, match=reason):
-        offline.read_answers(path, [{"id": "1", "question": "?"}])
+    with pytest.raises(question_file.LineError, match=reason):
+        question_file.read_answers(path, [{"id": "1", "question": "?"}])
     assert path.read_text() == text
 
 
@@ -184,36 +193,59 @@ def test_one_bad_question_costs_no_other(monkeypatch, tmp_path, engine):
 
 
 @pytest.mark.parametrize("line, reason", [
-    ("{", "line 2: not JSON"), ('{"id": 1}', "expected an object"), ('{"question": "?", "image": "a"}', "unknown"),
-    ('{"question": "?", "id": "1"}', "twice"), ('{"question": "?", "images": ["none.png"]}', "no such image"),
+    ("{", "line 2: not JSON"),
+    ('{"id": 1}', "expected an object"),
+    ('{"question": "?", "image": "a"}', "unknown"),
+    ('{"question": "?", "id": "1"}', "twice"),
+    ('{"question": "?", "images": ["none.png"]}', "no such image"),
     ('{"question": "x", "images": [3]}', r'line 2: "images" is \[3\]; expected a list of paths'),
-    ('{"question": "x", "history": [{"role": "user", "content": "Hi"}]}', "line 2: Turn 1 of the history"),
+    (
+        '{"question": "x", "history": [{"role": "user", "content": "Hi"}]}',
+        "line 2: Turn 1 of the history",
+    ),
     ('{"question": "x", "history": [["Hi"]]}', "line 2: Turn 1 of the history"),
     ('{"question": "x", "system": ["a"]}', r'line 2: "system" is \["a"\]; expected a text'),
 ])  # fmt: skip
 def test_bad_lines_are_named_before_anything_is_loaded(tmp_path, line, reason):
-    with pytest.raises(offline.LineError, match=reason):
-        offline.read_questions(write(tmp_path / "questions.jsonl", ['{"question": "?"}', line]))
+    with pytest.raises(question_file.LineError, match=reason):
+        question_file.read_questions(
+            write(tmp_path / "questions.jsonl", ['{"question": "?"}', line])
+        )
 
 
 @pytest.mark.parametrize("question", [
     {"question": "What?", "images": []}, {"question": "What?", "images": ["a"]},
     {"question": "A <image> B <image> C <image>", "images": ["a", "b"]},
     {"question": "<think> and <IMG_CONTEXT>", "images": ["a"]},
-    {"question": "And?", "images": ["a", "b"], "history": [["<image>\nOne", "x</think>y"]], "system": "Be brief."},
+    {
+        "question": "And?",
+        "images": ["a", "b"],
+        "history": [["<image>\nOne", "x</think>y"]],
+        "system": "Be brief.",
+    },
 ], ids=["text", "image", "two of three", "control tokens", "history"])  # fmt: skip
 def test_prompts_for_vllm_are_those_of_chat(nano_tokenizer, question):
-    """With the placeholder replaced by an image's tokens, as vLLM does, the ids are the ones that chat() builds."""
+    """With each placeholder replaced by an image's tokens, as vLLM does, they are chat()'s ids."""
     ids, expected = prompts_of(nano_tokenizer, question)
     assert ids == expected
 
 
 @pytest.mark.parametrize("question", [
-    {"question": "Is it?", "history": [["Which tag?", "x</think>\n\n<image> is the tag, <image> it is"]]},
-    {"question": "<image> A\n<image>\nB", "images": ["a", "b"], "system": "<image> stands for an image, or <image>."},
+    {
+        "question": "Is it?",
+        "history": [["Which tag?", "x</think>\n\n<image> is the tag, <image> it is"]],
+    },
+    {
+        "question": "<image> A\n<image>\nB",
+        "images": ["a", "b"],
+        "system": "<image> stands for an image, or <image>.",
+    },
 ], ids=["in an answer", "in the system message"])  # fmt: skip
 def test_a_word_in_front_of_an_image_is_not_its_place(question):
-    """vLLM puts the first image where it first finds the ids of `<image>`; the text is that of chat() all the same."""
+    """vLLM puts the first image where it first finds the ids of `<image>`.
+
+    The text is that of chat() all the same.
+    """
     tokenizer = AutoTokenizer.from_pretrained(checkpoints.ROOT)
     ids, expected = prompts_of(tokenizer, {"images": ["a"], **question})
     assert ids != expected and tokenizer.decode(ids) == tokenizer.decode(expected)
@@ -223,7 +255,7 @@ def prompts_of(tokenizer, question):
     """(ids that vLLM makes of its prompt, ids that chat() makes), with one token for each image."""
     question = {"system": None, "history": [], **question}
     template = conversation.get_conv_template("skywork-r1v")
-    ids = offline.prompt_of(tokenizer, template, question)
+    ids = engines.prompt_ids_for_vllm(tokenizer, template, question)
     placeholder = tokenizer("<image>", add_special_tokens=False)["input_ids"]
     image = tokenizer("<img><IMG_CONTEXT></img>", add_special_tokens=False)["input_ids"]
     for _ in question["images"]:
@@ -254,17 +286,15 @@ class Refusing:
 
 
 def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
-    engine = offline.VllmEngine.__new__(offline.VllmEngine)
-    engine.llm, engine.tokenizer, engine.template, engine.refusals = (
-        Refusing(),
-        None,
-        None,
-        (ValueError, Refusal),
-    )
+    engine = engines.VllmEngine.__new__(engines.VllmEngine)
+    engine.llm = Refusing()
+    engine.tokenizer = None
+    engine.template = None
+    engine.refusals = (ValueError, Refusal)
     engine.sampling = None
     engine.opening = (True, "drop")
     monkeypatch.setattr(
-        offline, "prompt_of", lambda tokenizer, template, question: [question["question"]]
+        engines, "prompt_ids_for_vllm", lambda tokenizer, template, question: [question["question"]]
     )
     questions = [
         {"id": str(number), "question": question, "images": images}
@@ -279,9 +309,10 @@ def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
 
 def test_calls_of_vllm_are_bounded(monkeypatch):
     """A call's images are all in memory; a question of many is one call."""
-    engine, calls = offline.VllmEngine.__new__(offline.VllmEngine), []
-    monkeypatch.setattr(offline, "QUESTIONS_PER_CALL", 3)
-    monkeypatch.setattr(offline, "IMAGES_PER_CALL", 4)
+    engine = engines.VllmEngine.__new__(engines.VllmEngine)
+    calls = []
+    monkeypatch.setattr(engines, "QUESTIONS_PER_CALL", 3)
+    monkeypatch.setattr(engines, "IMAGES_PER_CALL", 4)
     monkeypatch.setattr(engine, "_prompt", lambda question: None, raising=False)
     monkeypatch.setattr(
         engine, "_generate", lambda asked, prompts: calls.append(asked) or asked, raising=False
@@ -331,11 +362,11 @@ def test_lines_end_at_newlines_alone(tmp_path):
         encoding="utf-8",
     )
     assert (
-        set(offline.read_answers(path, [])) == {"1"}
+        set(question_file.read_answers(path, [])) == {"1"}
         and json.loads(path.read_text(encoding="utf-8"))["text"] == text
     )
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert offline.read_questions(path)[0]["question"] == text
+    assert question_file.read_questions(path)[0]["question"] == text
 
 
 def test_null_is_nothing(tmp_path):
@@ -343,7 +374,7 @@ def test_null_is_nothing(tmp_path):
         tmp_path / "questions.jsonl", [{"question": "x", "images": None, "history": None}]
     )
     assert (
-        offline.read_questions(questions)[0]["images"]
+        question_file.read_questions(questions)[0]["images"]
         == []
-        == offline.read_questions(questions)[0]["history"]
+        == question_file.read_questions(questions)[0]["history"]
     )

@@ -1,4 +1,7 @@
-"""The memory calculator: exact where it counts parameters, near autograd's own account where it estimates."""
+"""The memory calculator of training.
+
+It is exact where it counts parameters, and near what autograd saves where it estimates.
+"""
 
 import dataclasses
 import json
@@ -10,7 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from memory import training as memory
-from memory.serving import load_config
+from memory.sizes import load_config
 from tests import checkpoints
 
 ROOT_CONFIG = load_config(checkpoints.ROOT)
@@ -18,8 +21,8 @@ NANO_CONFIG = load_config(checkpoints.NANO)
 STAGE = memory.Stage(train=("mlp1",), per_device_train_batch_size=4, max_length=256)
 
 
-def kept_by_autograd(stage):
-    """Bytes of distinct tensors, parameters aside, that a training forward pass saves for the backward pass."""
+def saved_by_autograd(stage):
+    """Bytes of distinct tensors that a forward pass saves for the backward pass, but parameters."""
     model = AutoModelForImageTextToText.from_pretrained(
         checkpoints.NANO, torch_dtype=getattr(torch, stage.model_dtype), trust_remote_code=True
     ).train()
@@ -30,12 +33,14 @@ def kept_by_autograd(stage):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tiles = stage.per_device_train_batch_size * stage.max_length // 16
     ids = torch.full((stage.per_device_train_batch_size, stage.max_length), 1023)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages_of_parameters = {
+        parameter.untyped_storage().data_ptr() for parameter in model.parameters()
+    }
     storages = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in storages_of_parameters:
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
@@ -59,14 +64,12 @@ def kept_by_autograd(stage):
     {"gradient_checkpointing": False, "train": ("mlp1", "language_model")},
     {"gradient_checkpointing": False, "train": ("mlp1", "vision_model")},
 ], ids=str)  # fmt: skip
-def test_activations_near_what_autograd_keeps(changes):
+def test_activations_near_what_autograd_saves(changes):
     stage = dataclasses.replace(STAGE, **changes)
-    estimated, measured = (
-        memory.activation_bytes(NANO_CONFIG, stage)["kept"],
-        kept_by_autograd(stage),
-    )
+    estimated = memory.activation_bytes(NANO_CONFIG, stage).saved
+    measured = saved_by_autograd(stage)
     assert 1 / 1.5 < estimated / measured < 1.5, (
-        f"{estimated / 1e6:.1f} MB estimated, {measured / 1e6:.1f} MB kept"
+        f"{estimated / 1e6:.1f} MB estimated, {measured / 1e6:.1f} MB saved"
     )
 
 

@@ -1,12 +1,16 @@
-"""Makes the environment of `make serving-test` usable where its parts do not fit together.
+"""Makes the environment of `make serving-test` usable where its packages do not fit together.
 
-vLLM's CPU build needs the CPU build of torch, and the package registry has torchvision for the CUDA builds only. Its
-compiled operators do not load there, and importing it fails on the first one that it describes. Nothing here uses them:
-described, not implemented, they are enough for the import. torchaudio and torchcodec, which nothing here needs, are
-removed where they fail alike: transformers imports them if they are there. What imports by itself is left alone.
+vLLM's CPU build needs the CPU build of torch, and the package registry has torchvision for the CUDA
+builds only. Its compiled operators do not load there, and importing torchvision fails on the first
+operator that it describes. Nothing here uses these operators, so for the import it is enough to
+describe them without an implementation.
 
-The command `vllm` asks for the version of a package "vllm", which this build is not called: it gets a record of that
-name.
+torchaudio and torchcodec, which nothing here needs, are removed where they cannot be imported
+either, because transformers imports them if they are there. Packages that can be imported are left
+alone.
+
+The command `vllm` asks for the version of a package "vllm", and this build has another name. It
+gets a record under that name.
 """
 
 import importlib.util
@@ -17,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 HOOK = '''\
-"""Describes torchvision's compiled operators before torchvision is imported; see tests/vllm_environment.py."""
+"""Describes torchvision's compiled operators before it is imported: tests/vllm_environment.py."""
 import sys
 
 
@@ -28,9 +32,12 @@ class DescribeOperators:
         if name == "torchvision" and DescribeOperators.library is None:
             import torch
 
-            DescribeOperators.library = torch.library.Library("torchvision", "DEF")
+            library = torch.library.Library("torchvision", "DEF")
+            DescribeOperators.library = library
             for name in ("nms", "qnms"):
-                DescribeOperators.library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                library.define(
+                    f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                )
         return None
 
 
@@ -38,14 +45,14 @@ sys.meta_path.insert(0, DescribeOperators())
 '''
 
 
-def imports(name):
-    return (
-        subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True).returncode
-        == 0
-    )
+def can_import(name):
+    """Whether a package can be imported, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], capture_output=True)
+    return done.returncode == 0
 
 
 def name_vllm():
+    """Give vLLM's CPU build a record under the name "vllm", which the command `vllm` asks for."""
     try:
         metadata.version("vllm")
     except metadata.PackageNotFoundError:
@@ -60,13 +67,13 @@ def main():
     installed = [
         name for name in ("torchaudio", "torchcodec") if importlib.util.find_spec(name) is not None
     ]
-    broken = [name for name in installed if not imports(name)]
+    broken = [name for name in installed if not can_import(name)]
     if broken:
         subprocess.run([sys.executable, "-m", "pip", "uninstall", "-q", "-y", *broken], check=True)
-    if imports("torchvision"):
+    if can_import("torchvision"):
         return
     (Path(sysconfig.get_paths()["purelib"]) / "sitecustomize.py").write_text(HOOK)
-    if not imports("torchvision"):
+    if not can_import("torchvision"):
         sys.exit(
             "error: torchvision cannot be imported, and describing its operators was not enough"
         )
