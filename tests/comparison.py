@@ -183,6 +183,10 @@ class Answers:
         assert len(self.texts) == 1
         return self.texts[0]
 
+    def of(self, index: int) -> Answers:
+        """One question of a batch, as if it had been asked alone."""
+        return Answers(self.texts[index], [self.texts[index]], [self.rows[index]])
+
 
 def ask(method: Callable, *arguments: Any, **keywords: Any) -> Answers:
     """Call `chat`, `batch_chat` or `chat_stream` of a model, and keep the ids that it generates."""
@@ -192,6 +196,18 @@ def ask(method: Callable, *arguments: Any, **keywords: Any) -> Answers:
             result = "".join(result).strip()
     answers = result[0] if keywords.get("return_history") else result
     return Answers(result, [answers] if isinstance(answers, str) else list(answers), rows)
+
+
+def ask_each(
+    model: Any, tokenizer: Any, images: Sequence, questions: Sequence[str], *more: Any, **kw: Any
+) -> Answers:
+    """Ask each question of a batch by itself, by `model.chat`."""
+    asked = [
+        ask(model.chat, tokenizer, image, question, *more, **kw)
+        for image, question in zip(images, questions)
+    ]
+    texts = [answers.text for answers in asked]
+    return Answers(texts, texts, [answers.rows[0] for answers in asked])
 
 
 @contextlib.contextmanager

@@ -1,4 +1,3 @@
-import logging
 import os
 import random
 
@@ -11,7 +10,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), f"modules_{worker}"
     )
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -22,15 +20,22 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from tests import checkpoints
+
+try:
+    import hypothesis
+except ImportError:  # the environment of vllm_check.py (make serving-test) is without it
+    hypothesis = None
 
 torch.set_num_threads(1 if worker else 2)
 
 # The same examples in every run: what fails on one machine can be looked at on another. Settings of
 # a test (`@settings(...)`) start from this profile.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
-hypothesis.settings.load_profile("repeatable")
+if hypothesis:
+    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +48,7 @@ def same_start_for_every_test():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    logging.Logger.warning_once.cache_clear()
+    logging.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")
