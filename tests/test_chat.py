@@ -476,7 +476,7 @@ def test_nothing_depends_on_chat_having_run(nano_model, nano_tokenizer, tiles):
 
 
 def test_threads_get_their_own_answers(nano_model, nano_tokenizer):
-    """Bit for bit: every thread runs the same kernels on the same shapes, as torch is set up."""
+    """Bit for bit: every thread runs the same kernels on the same shapes."""
     jobs = [
         (CALCULATION, "What is the result of the calculation in the image?"),
         (COUNTING, "How many shapes are in the image?"),

@@ -262,16 +262,19 @@ class TestKeptImages:
         first, history = nano_model.chat(
             nano_tokenizer, CALCULATION, "Calculate.", GREEDY, return_history=True
         )
-        question = [nano_tokenizer, [CALCULATION, COUNTING], "<image>\nHow many shapes?", GREEDY]
-        second = comparison.ask(nano_model.chat, *question, history=history)
+        images, question = [CALCULATION, COUNTING], "<image>\nHow many shapes?"
+        second = comparison.ask(
+            nano_model.chat, nano_tokenizer, images, question, GREEDY, history=history
+        )
         kept = nano_model.encode_images(CALCULATION)
         both = kept + nano_model.encode_images([COUNTING])
         assert len(kept.num_patches) == 1 and len(both.num_patches) == 2
         with monkeypatch.context() as patches:
             patches.setattr(type(nano_model), "extract_feature", None)
             assert nano_model.chat(nano_tokenizer, kept, "Calculate.", GREEDY) == first
-            question[1] = both
-            again = comparison.ask(nano_model.chat, *question, history=history)
+            again = comparison.ask(
+                nano_model.chat, nano_tokenizer, both, question, GREEDY, history=history
+            )
         comparison.assert_same_answers(second, again)
 
     def test_in_a_batch_and_a_stream(self, nano_model, nano_tokenizer):
@@ -534,7 +537,7 @@ def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
 def test_eight_threads_for_a_minute(nano_model, nano_tokenizer):
     """Every answer is the one that the question gets alone.
 
-    Bit for bit: a thread runs the same kernels on the same shapes, with as many threads of torch.
+    Bit for bit: every thread runs the same kernels on the same shapes.
     """
     options = {"max_new_tokens": 64, "do_sample": False}
     files = sorted(str(path) for path in IMAGES.glob("*.png"))
