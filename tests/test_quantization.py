@@ -15,9 +15,9 @@ from tests import checkpoints, comparison
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 GREEDY = {"max_new_tokens": 96, "do_sample": False}
-# Throughout the answer to this question the best logit is 6.5 above the second best. Rounding weights
-# to 8 bits changes that distance by 0.2 at most, to 4 bits by 1.8. So the answer stays, whatever the
-# processor; `clear_answer` sees to it that the distance does.
+# Throughout the answer to this question the best logit is 6.5 above the second best or more.
+# Rounding weights to 8 bits changes that distance by 0.2 at most, to 4 bits by 1.8. So the answer
+# stays, whatever the processor; `clear_answer` sees to it that the distance does.
 QUESTION, CLEAR_GAP = "What is 12 + 34?", 5
 # Of logits that kernels in half precision compute
 HALF_PRECISION_TIE = 0.1
@@ -118,7 +118,7 @@ def quantize_as_awq(weight, group=128):
 
 
 class TestAwq:
-    """The published variant: weights quantized by AutoAWQ, the quantization config inside `llm_config`."""
+    """The published variant: weights by AutoAWQ, the quantization config inside `llm_config`."""
 
     @pytest.fixture
     def path(self, tmp_path):
