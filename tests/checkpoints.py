@@ -54,7 +54,10 @@ def golden(name):
 
 
 def tiny_config(**changes):
-    """The root's config with the 38B shapes made tiny: real tokenizer, 448-pixel tiles of 32 × 32 patches."""
+    """The root's config with the 38B shapes made tiny.
+
+    The tokenizer's vocabulary and the tiles, of 448 pixels or 32 × 32 patches, are the real ones.
+    """
     config = json.loads((ROOT / "config.json").read_text())
     config["vision_config"].update(
         hidden_size=32,
@@ -80,7 +83,10 @@ def tiny_config(**changes):
 
 
 def tiny_repository(folder, seed=0):
-    """Random weights for the root's own tokenizer and tile size; the same on every transformers version."""
+    """Random weights for the root's own tokenizer and tile size.
+
+    They are the same on every transformers version: drawn here, by one seed, in the order of names.
+    """
     from safetensors.torch import save_file
 
     copy_code(folder)

@@ -1,15 +1,16 @@
 import os
+import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here needs the network, and nothing may hang on it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-if worker := os.environ.get(
-    "PYTEST_XDIST_WORKER"
-):  # of two (make test): a core and a copy of remote code for each
+# Under pytest-xdist (make test): a core and a copy of the remote code for each of the two workers
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_MODULES_CACHE"] = os.path.join(
         os.path.expanduser(os.environ.get("HF_HOME", "~/.cache/huggingface")), f"modules_{worker}"
     )
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -19,10 +20,35 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.utils import logging
 
 from tests import checkpoints
 
+try:
+    import hypothesis
+except ImportError:  # the environment of vllm_check.py (make serving-test) is without it
+    hypothesis = None
+
 torch.set_num_threads(1 if worker else 2)
+
+# The same examples in every run: what fails on one machine can be looked at on another. Settings of
+# a test (`@settings(...)`) start from this profile.
+if hypothesis:
+    hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def same_start_for_every_test():
+    """No test depends on those before it: the same random numbers, and every warning can come.
+
+    Tests that draw random inputs seed them as well, where they are drawn. `warning_once` of
+    transformers' loggers remembers its messages for the whole process.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    logging.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,9 @@
-"""chat() and batch_chat(): which prompt reaches the model, and that different ways to ask give equal answers."""
+"""chat() and batch_chat(): which prompt reaches the model; different ways to ask, equal answers.
+
+Answers are compared for equality where the same kernels run on the same shapes, so where the same
+prompt and the same tiles are asked about alone. A batch is padded and encodes more tiles at once:
+its answers are those of single calls up to a tie (tests/comparison.py).
+"""
 
 import copy
 import re
@@ -12,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
 
 from remote_code import conversation
-from tests import checkpoints
+from tests import checkpoints, comparison
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
@@ -113,9 +118,17 @@ def test_modes_system_message_and_text_only(nano_model, nano_tokenizer, seen, mo
         system_message="Be brief.",
     )
     monkeypatch.setattr(nano_model, "system_message", "Always.")  # as VLMEvalKit does
-    nano_model.chat(tokenizer=nano_tokenizer, pixel_values=None, num_patches_list=[], question="Hi", generation_config=GREEDY, verbose=False)  # fmt: skip # noqa: E501
+    nano_model.chat(
+        tokenizer=nano_tokenizer,
+        pixel_values=None,
+        num_patches_list=[],
+        question="Hi",
+        generation_config=GREEDY,
+        verbose=False,
+    )
     assert prompt_of(seen[0], nano_tokenizer) == (
-        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>\nWhat is <image> in HTML?<｜Assistant｜><think>\n\n</think>\n\n"
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>\nWhat is <image> in HTML?"
+        "<｜Assistant｜><think>\n\n</think>\n\n"
     )
     assert prompt_of(seen[1], nano_tokenizer).startswith(
         "<｜begin▁of▁sentence｜>Always.<｜User｜>\nHi"
@@ -124,7 +137,8 @@ def test_modes_system_message_and_text_only(nano_model, nano_tokenizer, seen, mo
 
 
 @pytest.mark.parametrize("given", [
-    lambda: CALCULATION, lambda: [CALCULATION], lambda: Image.open(CALCULATION), lambda: IMAGES / "calculation_1.png",
+    lambda: CALCULATION, lambda: [CALCULATION], lambda: Image.open(CALCULATION),
+    lambda: IMAGES / "calculation_1.png",
 ], ids=["path", "list", "PIL", "Path"])  # fmt: skip
 def test_images_in_place_of_tiles(nano_model, nano_tokenizer, tiles, given):
     pixel_values, counts = tiles
@@ -133,7 +147,10 @@ def test_images_in_place_of_tiles(nano_model, nano_tokenizer, tiles, given):
 
 
 def test_images_become_tiles_in_the_models_dtype(nano_model, nano_tokenizer, tiles, seen):
-    """For a model in bf16 never in float32, which takes twice the memory; the answer is that to float32's tiles."""
+    """For a model in bf16 never in float32, which takes twice the memory.
+
+    The answer is that to float32's tiles, which the vision tower rounds to the same values.
+    """
     pixel_values, counts = tiles
     model = copy.deepcopy(nano_model).to(torch.bfloat16)
     answers = [
@@ -154,22 +171,18 @@ def test_batch_of_any_mix_equals_single_calls(nano_model, nano_tokenizer, tiles)
         "How many shapes are in the image?",
     ]
     images = [CALCULATION, None, [CALCULATION, COUNTING], COUNTING]
-    singles = [
-        nano_model.chat(nano_tokenizer, image, q, GREEDY) for image, q in zip(images, questions)
-    ]
-    assert nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY) == singles
+    singles = comparison.ask_each(nano_model, nano_tokenizer, images, questions, GREEDY)
+    batch = comparison.ask(nano_model.batch_chat, nano_tokenizer, images, questions, GREEDY)
+    comparison.assert_same_answers(singles, batch)
     stacked = torch.cat([first, first, second, second])
     nested = [[counts[0]], [], counts, [counts[1]]]
-    assert (
-        nano_model.batch_chat(nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested)
-        == singles
-    )
-    answers, histories = nano_model.batch_chat(
-        nano_tokenizer, stacked, questions, GREEDY, num_patches_list=nested, return_history=True
-    )
-    assert answers == singles and histories[3] == [
-        ("<image>\nHow many shapes are in the image?", singles[3])
-    ]
+    asked = [nano_tokenizer, stacked, questions, GREEDY]
+    answers = nano_model.batch_chat(*asked, num_patches_list=nested)
+    # The same tiles in the same batch, and so the same values
+    assert answers == batch.texts
+    again, histories = nano_model.batch_chat(*asked, num_patches_list=nested, return_history=True)
+    assert again == answers
+    assert histories[3] == [("<image>\nHow many shapes are in the image?", answers[3])]
 
 
 def test_a_flat_list_of_tiles_gives_each_question_one_image(
@@ -227,9 +240,9 @@ def test_a_word_in_an_earlier_turn_takes_no_image(nano_model, nano_tokenizer, ti
     for call in seen[1:]:
         prompt = prompt_of(call, nano_tokenizer)
         assert word in prompt and f"{expanded(counts[0])}\nWhat is this?" in prompt
-    assert nano_model.batch_chat(nano_tokenizer, None, [word, "Hi"], GREEDY)[0] == nano_model.chat(
-        nano_tokenizer, None, word, GREEDY
-    )
+    batch = comparison.ask(nano_model.batch_chat, nano_tokenizer, None, [word, "Hi"], GREEDY)
+    single = comparison.ask(nano_model.chat, nano_tokenizer, None, word, GREEDY)
+    comparison.assert_same_answers(single, batch.of(0))
 
 
 def test_turns_without_thinking_are_replayed_as_they_were(nano_model, nano_tokenizer, seen):
@@ -239,7 +252,8 @@ def test_turns_without_thinking_are_replayed_as_they_were(nano_model, nano_token
     nano_model.chat(nano_tokenizer, None, "And?", GREEDY, history, mode="no-think")
     turn = "<｜User｜>\n{}<｜Assistant｜><think>\n\n</think>\n\n"
     assert prompt_of(seen[1], nano_tokenizer) == (
-        f"<｜begin▁of▁sentence｜>{turn.format('Hi')}{answer}<｜end▁of▁sentence｜>{turn.format('And?')}"
+        f"<｜begin▁of▁sentence｜>{turn.format('Hi')}{answer}"
+        f"<｜end▁of▁sentence｜>{turn.format('And?')}"
     )
     assert "</think>" not in answer
 
@@ -264,7 +278,10 @@ def test_what_the_tokenizer_gives_is_what_generate_takes(nano_model, nano_standa
     assert set(inputs) == {"input_ids", "attention_mask"}
     new = nano_model.generate(**inputs, max_new_tokens=3, do_sample=False)
     full = nano_standard.generate(**inputs, max_new_tokens=3, do_sample=False)
-    assert torch.equal(full[:, inputs["input_ids"].shape[1] :], new)
+    # The chat class generates from embeddings, the standard class from ids
+    expected = torch.cat([inputs["input_ids"], new], dim=1)
+    assert full.shape == expected.shape
+    comparison.assert_same_rows(nano_standard, inputs, full, expected)
 
 
 def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, tiles):
@@ -288,7 +305,12 @@ def test_the_callers_arguments_come_back_unchanged(nano_model, nano_tokenizer, t
         )
     assert (options, history, counts, config.to_dict()) == before
     assert torch.equal(pixels, pixel_values) and set(vars(nano_model)) == attributes
-    assert settings == (nano_tokenizer.padding_side, nano_tokenizer.pad_token, len(nano_tokenizer), nano_model.img_context_token_id)  # fmt: skip # noqa: E501
+    assert settings == (
+        nano_tokenizer.padding_side,
+        nano_tokenizer.pad_token,
+        len(nano_tokenizer),
+        nano_model.img_context_token_id,
+    )
 
 
 def test_a_cache_config_comes_back_unchanged(nano_model, nano_tokenizer, monkeypatch):
@@ -314,12 +336,17 @@ def test_a_row_that_ended_early_has_no_padding_in_its_answer(nano_model, nano_to
         ["What is 3 + 4?", "What is 98 - 19?"],
         {"max_new_tokens": 60, "do_sample": False},
     )
-    singles = [nano_model.chat(nano_tokenizer, None, question, options) for question in questions]
-    assert len({len(nano_tokenizer(answer)["input_ids"]) for answer in singles}) == 2
-    padded = nano_model.batch_chat(
-        nano_tokenizer, [None, None], questions, {**options, "pad_token_id": 0}
+    singles = comparison.ask_each(nano_model, nano_tokenizer, [None, None], questions, options)
+    assert len({len(row.new_ids) for row in singles.rows}) == 2
+    padded = comparison.ask(
+        nano_model.batch_chat,
+        nano_tokenizer,
+        [None, None],
+        questions,
+        {**options, "pad_token_id": 0},
     )
-    assert padded == singles
+    comparison.assert_same_answers(singles, padded)
+    assert not any("!" in answer for answer in padded.texts)
 
 
 def test_a_stop_token_that_can_be_seen_stays(nano_model, nano_tokenizer):
@@ -387,7 +414,10 @@ def test_bad_calls_say_what_was_expected(nano_model, nano_tokenizer, tiles, seen
 
 @pytest.mark.parametrize("history, words", [
     ([{"role": "user", "content": "Hi"}], "Turn 1 of the history is {'role'"),
-    ([("Hi", "Hello"), ["Hi"]], r"Turn 2 of the history is \['Hi'\]: expected \(question, answer\)"),
+    (
+        [("Hi", "Hello"), ["Hi"]],
+        r"Turn 2 of the history is \['Hi'\]: expected \(question, answer\)",
+    ),
     ([("Hi", 3)], "Turn 1 of the history"), ("Hi", "history is 'Hi': expected a list"),
 ])  # fmt: skip
 def test_other_forms_of_history_are_no_turns(nano_model, nano_tokenizer, history, words):
@@ -427,7 +457,10 @@ def test_a_tokenizer_without_image_tokens_is_named(nano_model):
 
 
 def test_nothing_depends_on_chat_having_run(nano_model, nano_tokenizer, tiles):
-    """forward and generate work on a model that never chatted, and an old script may still set the id."""
+    """forward and generate work on a model that never chatted; an old script may set the id.
+
+    Bit for bit: the second call is the first one again.
+    """
     fresh = type(nano_model).from_pretrained(checkpoints.NANO, torch_dtype=torch.float32).eval()
     pixel_values, counts = tiles
     image_id = nano_tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -443,7 +476,12 @@ def test_nothing_depends_on_chat_having_run(nano_model, nano_tokenizer, tiles):
 
 
 def test_threads_get_their_own_answers(nano_model, nano_tokenizer):
-    jobs = [(CALCULATION, "What is the result of the calculation in the image?"), (COUNTING, "How many shapes are in the image?"), (None, "What is 7 × 8?")]  # fmt: skip # noqa: E501
+    """Bit for bit: every thread runs the same kernels on the same shapes."""
+    jobs = [
+        (CALCULATION, "What is the result of the calculation in the image?"),
+        (COUNTING, "How many shapes are in the image?"),
+        (None, "What is 7 × 8?"),
+    ]
     alone = [nano_model.chat(nano_tokenizer, image, question, GREEDY) for image, question in jobs]
     assert len(set(alone)) == 3
     results, errors = {}, []

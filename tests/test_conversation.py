@@ -15,7 +15,8 @@ from remote_code import conversation
 from tests import checkpoints
 
 CONTROL = [
-    "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>", "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
+    "<think>", "</think>", "<｜User｜>", "<｜Assistant｜>",
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
     "<IMG_CONTEXT>", "<img>", "</img>", "<tool_call>", "<|EOT|>",
 ]  # fmt: skip
 TOKENIZER = AutoTokenizer.from_pretrained(checkpoints.NANO, trust_remote_code=True)
@@ -37,7 +38,8 @@ def ids_of(template, images=()):
 def test_prompt_of_r1v():
     template = make(["First?", "thought\n</think>\n\nAnswer", "Second?"], system="Be brief.")
     assert template.get_prompt() == (
-        "Be brief.<｜User｜>\nFirst?<｜Assistant｜><think>\nthought\n</think>\n\nAnswer<｜end▁of▁sentence｜>"
+        "Be brief.<｜User｜>\nFirst?<｜Assistant｜><think>\n"
+        "thought\n</think>\n\nAnswer<｜end▁of▁sentence｜>"
         "<｜User｜>\nSecond?<｜Assistant｜><think>\n"
     )
 
@@ -45,8 +47,9 @@ def test_prompt_of_r1v():
 def test_prompt_of_r1v3():
     template = make(["First?", "A", "Second?"], system="Be brief.", name="skywork-r1v3")
     assert template.get_prompt() == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nFirst?<|im_end|>\n<|im_start|>assistant\n<think>\nA"
-        "<|im_end|>\n<|im_start|>user\nSecond?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\nFirst?<|im_end|>\n<|im_start|>assistant\n<think>\nA<|im_end|>\n"
+        "<|im_start|>user\nSecond?<|im_end|>\n<|im_start|>assistant\n<think>\n"
     )
     assert make(["Hi"], name="skywork-r1v3").get_prompt().startswith("<|im_start|>user\n")
 
@@ -61,15 +64,11 @@ def test_a_copy_is_independent():
 
 
 def test_an_unknown_name_falls_back_with_one_warning(caplog):
-    log = logging.getLogger("transformers")
-    log.propagate = True
-    try:
-        with caplog.at_level(logging.WARNING):
-            names = {conversation.get_conv_template("no-such-template").name for _ in range(3)}
-    finally:
-        log.propagate = False
+    """conftest.py forgets the warnings of earlier tests, so that this one comes."""
+    with caplog.at_level(logging.WARNING):
+        names = {conversation.get_conv_template("no-such-template").name for _ in range(3)}
     assert names == {"skywork-r1v"}
-    assert sum("no-such-template" in record.getMessage() for record in caplog.records) <= 1
+    assert sum("no-such-template" in record.getMessage() for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("tokenizer", ["root", "nano"])
@@ -82,9 +81,8 @@ def test_plain_text_gives_the_ids_of_the_whole_prompt(tokenizer):
         system="Système.",
     )
     ids = conversation.encode_segments(tokenizer, template.segments(), template.begin)
-    assert (
-        ids == tokenizer(template.get_prompt())["input_ids"]
-    )  # to which the tokenizer adds its one begin token
+    # to which the tokenizer adds its one begin token
+    assert ids == tokenizer(template.get_prompt())["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
 
 
@@ -104,9 +102,8 @@ text_with_control = st.lists(
     system=text_with_control,
 )
 def test_no_user_text_becomes_a_control_token(question, earlier, answer, system):
-    answer = answer.replace(
-        "</think>", ""
-    )  # the first one of an answer closes the thinking that the template opened
+    # The first one of an answer closes the thinking that the template opened
+    answer = answer.replace("</think>", "")
     added = set(TOKENIZER.get_added_vocab().values())
     template = make([earlier, answer, question], system=system)
     plain = make(["a", "b", "c"], system="d")
@@ -115,7 +112,6 @@ def test_no_user_text_becomes_a_control_token(question, earlier, answer, system)
         index for index in ids_of(plain) if index in added
     ]
     # and nothing is lost: up to Unicode normalisation, which this tokenizer does to all text
-
     decoded = TOKENIZER.decode(ids, clean_up_tokenization_spaces=False)
     wanted = template.begin + template.get_prompt()
     assert unicodedata.normalize("NFC", decoded) == unicodedata.normalize("NFC", wanted)
@@ -234,7 +230,8 @@ def test_the_template_file_and_the_tokenizers_are_one():
 @pytest.mark.parametrize("token, index", [
     ("<｜end▁of▁sentence｜>", 151643), ("<｜User｜>", 151644), ("<｜Assistant｜>", 151645),
     ("<｜begin▁of▁sentence｜>", 151646),
-    ("<think>", 151648), ("</think>", 151649), ("<img>", 151665), ("</img>", 151666), ("<IMG_CONTEXT>", 151667),
+    ("<think>", 151648), ("</think>", 151649),
+    ("<img>", 151665), ("</img>", 151666), ("<IMG_CONTEXT>", 151667),
 ])  # fmt: skip
 def test_ids_of_the_root_tokenizer(root_tokenizer, token, index):
     assert root_tokenizer.convert_tokens_to_ids(token) == index
@@ -277,12 +274,8 @@ def test_images_that_a_history_is_about_must_come_again():
 
 
 def test_an_image_without_those_before_it_is_warned_of(caplog):
-    logger = logging.getLogger(conversation.logger.name)
-    logger.addHandler(caplog.handler)
-    try:
+    with caplog.at_level(logging.WARNING):
         conversation.add_image_placeholders(
             "<image>\nAnd this?", [(conversation.Question("<image>\nWhat?", 1), "x")], 1
         )
-    finally:
-        logger.removeHandler(caplog.handler)
     assert "the history accounts for all 1 images" in caplog.text

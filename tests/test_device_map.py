@@ -71,11 +71,11 @@ def test_38b_in_bf16(sizes_38b, memory, expected):
 
 def test_the_split_is_the_best_of_all_splits():
     """Against every possible split, on small random cases of uneven GPUs."""
-    random.seed(0)
+    generator = random.Random(0)
     for _ in range(60):
-        gpus, layers = random.randint(1, 4), random.randint(1, 8)
-        memory = [random.randint(20, 60) for _ in range(gpus)]
-        first = random.randint(0, 20)
+        gpus, layers = generator.randint(1, 4), generator.randint(1, 8)
+        memory = [generator.randint(20, 60) for _ in range(gpus)]
+        first = generator.randint(0, 20)
         possible = [
             counts
             for counts in itertools.product(range(layers + 1), repeat=gpus)

@@ -1,4 +1,9 @@
-"""Stopping, streaming, thinking budgets, kept images: what is written is what a plain call writes, or its beginning."""
+"""Stopping, streaming, thinking budgets, kept images: a plain call's answer, or its beginning.
+
+Answers are compared for equality where the same kernels run on the same shapes: a stream, a budget
+or a stop changes which steps are taken, and not how a step computes. Batches, other caches and
+prompt lookup compute in other shapes; those are compared up to a tie (tests/comparison.py).
+"""
 
 import gc
 import os
@@ -11,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteria, TextS
 
 from benchmarks.measure import resident_memory
 from remote_code import generation
-from tests import checkpoints
+from tests import checkpoints, comparison
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 CALCULATION, COUNTING = str(IMAGES / "calculation_1.png"), str(IMAGES / "counting_1.png")
@@ -30,8 +35,8 @@ def plain(nano_model, nano_tokenizer):
 
 class TestThinkingBudget:
     @pytest.mark.parametrize("budget, scores_row, why", [
-        (3, "free", "not yet spent"), (2, "closing 0", "spent now"), (1, "closing 1", "in the middle of closing"),
-        (0, "free", "closed already"),
+        (3, "free", "not yet spent"), (2, "closing 0", "spent now"),
+        (1, "closing 1", "in the middle of closing"), (0, "free", "closed already"),
     ])  # fmt: skip
     def test_forces_by_position_alone(self, budget, scores_row, why):
         processor = generation.ThinkingBudget(budget, [5, 6], think_end_id=6)
@@ -80,12 +85,14 @@ class TestThinkingBudget:
             [CALCULATION, None, COUNTING],
             ["Calculate.", "What is 3 + 4?", "Count the shapes."],
         )
-        batch = nano_model.batch_chat(nano_tokenizer, images, questions, GREEDY, thinking_budget=9)
-        single = [
-            nano_model.chat(nano_tokenizer, image, question, GREEDY, thinking_budget=9)
-            for image, question in zip(images, questions)
-        ]
-        assert batch == single and all("</think>" in answer for answer in batch)
+        batch = comparison.ask(
+            nano_model.batch_chat, nano_tokenizer, images, questions, GREEDY, thinking_budget=9
+        )
+        singles = comparison.ask_each(
+            nano_model, nano_tokenizer, images, questions, GREEDY, thinking_budget=9
+        )
+        comparison.assert_same_answers(singles, batch)
+        assert all("</think>" in answer for answer in batch.texts)
 
     def test_with_the_callers_own_processor_and_config(self, nano_model, nano_tokenizer):
         config = GenerationConfig(**GREEDY)
@@ -144,16 +151,20 @@ class TestStopping:
                     raise KeyboardInterrupt
                 return torch.zeros(len(input_ids), dtype=torch.bool)
 
-        options = {**GREEDY, "stopping_criteria": [Interrupt()]}
-        with pytest.raises(KeyboardInterrupt) as caught:
+        def ask(options):
             if batch:
-                nano_model.batch_chat(
-                    nano_tokenizer, [CALCULATION, None], ["Calculate.", "What is 3 + 4?"], options
+                questions = ["Calculate.", "What is 3 + 4?"]
+                return nano_model.batch_chat(
+                    nano_tokenizer, [CALCULATION, None], questions, options
                 )
-            else:
-                nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", options)
+            return [nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", options)]
+
+        whole = ask(GREEDY) if batch else [plain[0]]
+        with pytest.raises(KeyboardInterrupt) as caught:
+            ask({**GREEDY, "stopping_criteria": [Interrupt()]})
         answers = caught.value.answers
-        assert len(answers) == 1 + batch and len(answers[0]) > 5 and plain[0].startswith(answers[0])
+        assert len(answers) == len(whole) and all(len(answer) > 5 for answer in answers)
+        assert all(one.startswith(beginning) for one, beginning in zip(whole, answers))
 
     def test_ctrl_c_before_the_first_token(self, nano_model, nano_tokenizer, monkeypatch):
         def interrupted(*arguments, **keywords):
@@ -247,41 +258,43 @@ class TestKeptImages:
     def test_same_answers_over_turns_and_encoded_once(
         self, nano_model, nano_tokenizer, monkeypatch
     ):
-        asked = {"return_history": True}
-        first, history = nano_model.chat(nano_tokenizer, CALCULATION, "Calculate.", GREEDY, **asked)
-        second, _ = nano_model.chat(
-            nano_tokenizer,
-            [CALCULATION, COUNTING],
-            "<image>\nHow many shapes?",
-            GREEDY,
-            history=history,
-            **asked,
+        """Up to a tie: kept images have been encoded one by one, and here both at once."""
+        first, history = nano_model.chat(
+            nano_tokenizer, CALCULATION, "Calculate.", GREEDY, return_history=True
+        )
+        images, question = [CALCULATION, COUNTING], "<image>\nHow many shapes?"
+        second = comparison.ask(
+            nano_model.chat, nano_tokenizer, images, question, GREEDY, history=history
         )
         kept = nano_model.encode_images(CALCULATION)
         both = kept + nano_model.encode_images([COUNTING])
-        monkeypatch.setattr(type(nano_model), "extract_feature", None)
-        assert nano_model.chat(nano_tokenizer, kept, "Calculate.", GREEDY) == first
-        again, _ = nano_model.chat(
-            nano_tokenizer, both, "<image>\nHow many shapes?", GREEDY, history=history, **asked
-        )
-        assert again == second and len(kept.num_patches) == 1 and len(both.num_patches) == 2
+        assert len(kept.num_patches) == 1 and len(both.num_patches) == 2
+        with monkeypatch.context() as patches:
+            patches.setattr(type(nano_model), "extract_feature", None)
+            assert nano_model.chat(nano_tokenizer, kept, "Calculate.", GREEDY) == first
+            again = comparison.ask(
+                nano_model.chat, nano_tokenizer, both, question, GREEDY, history=history
+            )
+        comparison.assert_same_answers(second, again)
 
     def test_in_a_batch_and_a_stream(self, nano_model, nano_tokenizer):
+        """Up to a tie: the batch encodes both images' tiles at once, and the stream is no batch."""
         kept = nano_model.encode_images(CALCULATION)
         questions = ["Calculate.", "What is 3 + 4?", "What is the result?"]
-        expected = nano_model.batch_chat(
-            nano_tokenizer, [CALCULATION, None, CALCULATION], questions, GREEDY
+        images = [CALCULATION, None, CALCULATION]
+        expected = comparison.ask(nano_model.batch_chat, nano_tokenizer, images, questions, GREEDY)
+        batch = comparison.ask(
+            nano_model.batch_chat, nano_tokenizer, [kept, None, kept], questions, GREEDY
         )
-        assert (
-            nano_model.batch_chat(nano_tokenizer, [kept, None, kept], questions, GREEDY) == expected
-        )
-        assert (
-            "".join(nano_model.chat_stream(nano_tokenizer, kept, "Calculate.", GREEDY)).strip()
-            == expected[0]
-        )
+        comparison.assert_same_answers(expected, batch)
+        stream = comparison.ask(nano_model.chat_stream, nano_tokenizer, kept, "Calculate.", GREEDY)
+        comparison.assert_same_answers(expected.of(0), stream)
 
     @pytest.mark.parametrize("ask, reason", [
-        (lambda model, kept: model.chat(None, kept, "?", {}, num_patches_list=[99]), "num_patches_list"),
+        (
+            lambda model, kept: model.chat(None, kept, "?", {}, num_patches_list=[99]),
+            "num_patches_list",
+        ),
         (lambda model, kept: model.batch_chat(None, [kept, CALCULATION], ["?", "?"], {}), "mixes"),
         (lambda model, kept: model.encode_images(None), "No image"),
         (lambda model, kept: model.encode_images([]), "No image"),
@@ -293,8 +306,10 @@ class TestKeptImages:
 
 
 @pytest.mark.parametrize("options, config, new", [
-    ({"max_new_tokens": 8}, {}, 8), ({"max_length": 100}, {}, 70), ({}, {"max_length": 100}, 70), ({}, {}, None),
-    ({"max_length": 8000}, {"max_new_tokens": 8}, 8), ({"max_new_tokens": 8}, {"max_length": 8000}, 8),
+    ({"max_new_tokens": 8}, {}, 8), ({"max_length": 100}, {}, 70),
+    ({}, {"max_length": 100}, 70), ({}, {}, None),
+    ({"max_length": 8000}, {"max_new_tokens": 8}, 8),
+    ({"max_new_tokens": 8}, {"max_length": 8000}, 8),
     ({}, {"max_length": 20}, None),  # transformers' own default
 ])  # fmt: skip
 def test_how_long_an_answer_may_be(options, config, new):
@@ -304,7 +319,11 @@ def test_how_long_an_answer_may_be(options, config, new):
 
 @pytest.mark.parametrize("question, options, reason", [
     ("Hi", {"max_new_tokens": 4096}, "set max_new_tokens to at most 40[0-9][0-9]"),
-    ("Hi", {"max_length": 8000}, "79[0-9][0-9] new ones are allowed .max_new_tokens, or what max_length leaves"),
+    (
+        "Hi",
+        {"max_length": 8000},
+        "79[0-9][0-9] new ones are allowed .max_new_tokens, or what max_length leaves",
+    ),
     ("Hi", {"cache_implementation": "static"}, "without a length.*Set max_new_tokens"),
     ("7 " * 4200, {"max_new_tokens": 1}, "shorten it"),
 ])  # fmt: skip
@@ -340,7 +359,11 @@ def test_without_a_length_an_answer_may_take_the_rest_of_the_context(
 
 
 class TestFasterDecoding:
-    """Options of the generation config that change the time and not the tokens."""
+    """Options of the generation config that change the time and not the tokens.
+
+    Up to a tie: a static cache attends over masked positions, compiled code and products over
+    several guessed tokens add up in another order.
+    """
 
     QUESTIONS = [
         (CALCULATION, "Calculate."),
@@ -352,30 +375,36 @@ class TestFasterDecoding:
         {"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 6},
     ], ids=["static cache, compiled", "prompt lookup"])  # fmt: skip
     def test_same_tokens_in_chat_and_stream(self, nano_model, nano_tokenizer, options):
+        faster = {**GREEDY, **options}
         for image, question in self.QUESTIONS:
-            expected = nano_model.chat(nano_tokenizer, image, question, GREEDY)
-            assert (
-                nano_model.chat(nano_tokenizer, image, question, {**GREEDY, **options}) == expected
-            )
-        stream = nano_model.chat_stream(nano_tokenizer, image, question, {**GREEDY, **options})
-        assert "".join(stream).strip() == expected
+            asked = [nano_tokenizer, image, question]
+            expected = comparison.ask(nano_model.chat, *asked, GREEDY)
+            answer = comparison.ask(nano_model.chat, *asked, faster)
+            comparison.assert_same_answers(expected, answer)
+        stream = comparison.ask(nano_model.chat_stream, *asked, faster)
+        comparison.assert_same_answers(expected, stream)
 
     def test_static_cache_in_a_batch_and_in_the_standard_class(
         self, nano_model, nano_standard, nano_tokenizer
     ):
         images, questions = zip(*self.QUESTIONS)
         static = {**GREEDY, "cache_implementation": "static"}
-        plain = nano_model.batch_chat(nano_tokenizer, list(images), list(questions), GREEDY)
-        assert nano_model.batch_chat(nano_tokenizer, list(images), list(questions), static) == plain
+        asked = [nano_tokenizer, list(images), list(questions)]
+        plain = comparison.ask(nano_model.batch_chat, *asked, GREEDY)
+        compiled = comparison.ask(nano_model.batch_chat, *asked, static)
+        comparison.assert_same_answers(plain, compiled)
         prompt = nano_tokenizer(
             "<｜User｜>\nWhat is 12 + 34?<｜Assistant｜><think>\n", return_tensors="pt"
         )
-        assert torch.equal(
-            nano_standard.generate(**prompt, **static), nano_standard.generate(**prompt, **GREEDY)
-        )
+        expected = nano_standard.generate(**prompt, **GREEDY)
+        ids = nano_standard.generate(**prompt, **static)
+        comparison.assert_same_rows(nano_standard, prompt, expected, ids)
 
     def test_prompt_lookup_of_a_rendered_prompt(self, nano_standard, nano_processor):
-        """The prompt's last token stands in front of its image, too: the first guess is the image's tokens."""
+        """The prompt's last token stands in front of its image, too.
+
+        So the first guess is the image's tokens.
+        """
         messages = [
             {
                 "role": "user",
@@ -390,26 +419,30 @@ class TestFasterDecoding:
             return_tensors="pt",
         )
         expected = nano_standard.generate(**prompt, **GREEDY)
-        assert torch.equal(
-            nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected
-        )
+        ids = nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8)
+        comparison.assert_same_rows(nano_standard, prompt, expected, ids)
 
     def test_prompt_lookup_that_runs_into_an_image(self, nano_standard, nano_processor):
-        """The answer begins as the text in front of the image does, so that a later guess is the image's tokens."""
+        """The answer begins as the text in front of the image does.
+
+        So a later guess is the image's tokens.
+        """
         parts = [{"type": "text", "text": "I see "}, {"type": "image", "image": COUNTING}]
         parts.append({"type": "text", "text": "How many shapes are in the image?"})
         prompt = nano_processor.apply_chat_template(
-            [{"role": "user", "content": parts}], add_generation_prompt=True, tokenize=True, return_dict=True,
+            [{"role": "user", "content": parts}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
             return_tensors="pt",
-        )  # fmt: skip
-        expected = nano_standard.generate(**prompt, **GREEDY)
-        assert torch.equal(
-            nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8), expected
         )
+        expected = nano_standard.generate(**prompt, **GREEDY)
+        ids = nano_standard.generate(**prompt, **GREEDY, prompt_lookup_num_tokens=8)
+        comparison.assert_same_rows(nano_standard, prompt, expected, ids)
 
     @pytest.mark.parametrize("given", ["all tiles", "the new ones"])
     def test_a_cache_of_earlier_turns_takes_a_new_image(self, nano_standard, nano_processor, given):
-        """As if the whole conversation had been read at once."""
+        """As if the whole conversation had been read at once, up to a tie."""
         ask = {
             "add_generation_prompt": True,
             "tokenize": True,
@@ -438,7 +471,8 @@ class TestFasterDecoding:
         expected = nano_standard.generate(**whole, pixel_values=tiles, **GREEDY)
         tiles = tiles if given == "all tiles" else new["pixel_values"]
         again = nano_standard.generate(**whole, pixel_values=tiles, past_key_values=cache, **GREEDY)
-        assert torch.equal(again, expected)
+        whole["pixel_values"] = torch.cat([first["pixel_values"], new["pixel_values"]])
+        comparison.assert_same_rows(nano_standard, whole, expected, again)
 
     def test_static_cache_compiles_on_a_cpu(self, nano_model, nano_tokenizer, monkeypatch):
         calls = []
@@ -456,13 +490,10 @@ class TestFasterDecoding:
 
     def test_thinking_budget_with_prompt_lookup(self, nano_model, nano_tokenizer):
         options = {**GREEDY, "prompt_lookup_num_tokens": 6}
-        expected = nano_model.chat(
-            nano_tokenizer, None, "What is 12 + 34?", GREEDY, thinking_budget=9
-        )
-        assert (
-            nano_model.chat(nano_tokenizer, None, "What is 12 + 34?", options, thinking_budget=9)
-            == expected
-        )
+        asked = [nano_tokenizer, None, "What is 12 + 34?"]
+        expected = comparison.ask(nano_model.chat, *asked, GREEDY, thinking_budget=9)
+        faster = comparison.ask(nano_model.chat, *asked, options, thinking_budget=9)
+        comparison.assert_same_answers(expected, faster)
 
 
 @pytest.mark.slow
@@ -504,7 +535,10 @@ def test_memory_does_not_grow_with_calls(nano_model, nano_tokenizer):
 
 @pytest.mark.slow
 def test_eight_threads_for_a_minute(nano_model, nano_tokenizer):
-    """Every answer is the one that the question gets alone."""
+    """Every answer is the one that the question gets alone.
+
+    Bit for bit: every thread runs the same kernels on the same shapes.
+    """
     options = {"max_new_tokens": 64, "do_sample": False}
     files = sorted(str(path) for path in IMAGES.glob("*.png"))
     questions = [

@@ -1,4 +1,8 @@
-"""Pixels: bit for bit the model card's, images as people have them, and errors that name the file."""
+"""Pixels: bit for bit the model card's, images as people have them, errors that name the file.
+
+Bit equality holds on every processor here: PIL resizes bytes in integers, and scaling and
+normalising are single operations on each value, which IEEE arithmetic rounds the same everywhere.
+"""
 
 import base64
 import io
@@ -62,6 +66,7 @@ def test_fast_resize_is_close(size, smooth, most, tmp_path):
     exact = SkyworkImageProcessor()(path)["pixel_values"]
     fast = SkyworkImageProcessor(fast_resize=True)(path)["pixel_values"]
     assert torch.equal(fast, SkyworkImageProcessor()(path, fast_resize=True)["pixel_values"])
+    # Another resize: torch's, whose rounding differs from PIL's by levels of 255
     levels = (fast - exact).abs() * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) * 255
     assert fast.shape == exact.shape and levels.max() <= most and levels.mean() <= 0.6
 
@@ -163,9 +168,8 @@ def test_sixteen_bits_are_scaled_where_the_model_card_clips(tmp_path):
         255,
         255,
     ]
-    small = save(
-        Image.fromarray(values % 256), tmp_path, "small.png"
-    )  # 8-bit values in a 16-bit file stay
+    # 8-bit values in a 16-bit file stay
+    small = save(Image.fromarray(values % 256), tmp_path, "small.png")
     assert [image_loading.open_image(small).getpixel((x, 0))[0] for x in range(4)] == [
         0,
         1,
@@ -184,9 +188,8 @@ def test_exif_orientation_is_applied_unless_switched_off(orientation, tmp_path):
     assert image_loading.open_image(path).size == ((40, 60) if orientation in turned else (60, 40))
     as_card = SkyworkImageProcessor(apply_exif_orientation=False)(path)["pixel_values"]
     assert torch.equal(as_card, CARD["load_image"](path))
-    if (
-        orientation == 6
-    ):  # the camera was turned right: the stored left column is the upright top row
+    if orientation == 6:
+        # The camera was turned right: the stored left column is the upright top row
         assert image_loading.open_image(path).getpixel((39, 0)) == image.getpixel((0, 0))
 
 
@@ -253,9 +256,8 @@ def test_unreadable_files_are_named(name, data, error, words, tmp_path):
 def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no/such\.png"):
         image_loading.open_image("no/such.png")
-    with pytest.raises(
-        FileNotFoundError, match=r"图.*no such image file"
-    ):  # as long as base64, which is ASCII
+    # As long as base64, which is ASCII
+    with pytest.raises(FileNotFoundError, match=r"图.*no such image file"):
         image_loading.open_image("图" * 60 + ".png")
     with pytest.raises(ValueError, match=r"data:image/png;base64.*not valid base64"):
         image_loading.open_image("data:image/png;base64,图")
@@ -271,9 +273,8 @@ def test_missing_files_directories_and_wrong_types_are_named(tmp_path):
 
 def test_bombs_are_named(tmp_path, monkeypatch):
     path = save(Image.new("1", (3000, 3000)), tmp_path, "bomb.png")
-    monkeypatch.setattr(
-        Image, "MAX_IMAGE_PIXELS", 1_000_000
-    )  # nine times the limit; twice is PIL's error
+    # Nine times the limit; twice is PIL's error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     with pytest.raises(ValueError, match=r"bomb\.png: too many pixels"):
         image_loading.open_image(path)
 
@@ -356,6 +357,7 @@ def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
     )
     clip = CLIPImageProcessor.from_pretrained(checkpoints.ROOT)
     pixels = clip(images=picture(448, 448), return_tensors="pt")["pixel_values"]
+    # CLIP's processor scales and normalises by other operations
     torch.testing.assert_close(
         pixels, ours(picture(448, 448))["pixel_values"], atol=1e-5, rtol=1e-5
     )
@@ -372,9 +374,8 @@ def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
 def test_unknown_keywords_are_errors(keywords):
     with pytest.raises(TypeError, match=f"{next(iter(keywords))}=.*expected min_dynamic_patch"):
         SkyworkImageProcessor()(picture(20, 20), **keywords)
-    SkyworkImageProcessor()(
-        picture(20, 20), device="cpu", size=None
-    )  # what transformers' callers add
+    # What transformers' callers add
+    SkyworkImageProcessor()(picture(20, 20), device="cpu", size=None)
 
 
 def test_channels_first_arrays_are_named():

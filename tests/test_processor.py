@@ -1,4 +1,9 @@
-"""The processor: messages to model inputs, the same ids as chat(), and the standard class through a pipeline."""
+"""The processor: messages to model inputs, the same ids as chat(); the standard class, a pipeline.
+
+Ids and pixels are compared bit for bit: they come from the same tokenizer and the same operations
+on each value. Answers of the two classes are compared up to a tie (tests/comparison.py): one
+generates from embeddings, the other from ids.
+"""
 
 import base64
 from pathlib import Path
@@ -11,7 +16,7 @@ from PIL import Image
 from transformers import AutoProcessor, pipeline
 
 from remote_code import conversation
-from tests import checkpoints
+from tests import checkpoints, comparison
 from tests.test_conversation import CONTROL
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
@@ -60,10 +65,16 @@ def chat_ids(processor, turns, counts, system=""):
     pytest.param(lambda: image(f"file://{CALCULATION}", "url"), id="URL"),
     pytest.param(lambda: image(as_base64(CALCULATION), "base64"), id="base64"),
     pytest.param(
-        lambda: {"type": "image_url", "image_url": {"url": "data:image/png;base64," + as_base64(CALCULATION)}},
+        lambda: {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64," + as_base64(CALCULATION)},
+        },
         id="OpenAI's image_url",
     ),
-    pytest.param(lambda: image({"bytes": Path(CALCULATION).read_bytes(), "path": None}), id="datasets, not decoded"),
+    pytest.param(
+        lambda: image({"bytes": Path(CALCULATION).read_bytes(), "path": None}),
+        id="datasets, not decoded",
+    ),
     pytest.param(lambda: image({"bytes": None, "path": str(CALCULATION)}), id="a path of datasets"),
 ])  # fmt: skip
 def test_images_of_messages(nano_processor, part):
@@ -119,7 +130,10 @@ control_text = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(words=control_text)
 def test_typed_control_tokens_are_text(nano_processor, words):
-    """In messages with images every <image> typed is text as well: the parts say where the images are."""
+    """In messages with images every <image> typed is text as well.
+
+    There the parts say where the images are.
+    """
     counts = [int(nano_processor.image_processor(CALCULATION)["num_patches"])]
     inputs = inputs_of(nano_processor, [user(image(), text(words))])
     assert inputs["input_ids"][0].tolist() == chat_ids(
@@ -245,19 +259,22 @@ def test_the_standard_class_answers_as_chat(
     nano_model, nano_standard, nano_tokenizer, nano_processor
 ):
     question = "What is the result of the calculation in the image?"
-    answer = nano_model.chat(
-        nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False}
-    )
+    options = {"max_new_tokens": 40, "do_sample": False}
+    expected = comparison.ask(nano_model.chat, nano_tokenizer, CALCULATION, question, options)
     inputs = inputs_of(nano_processor, [user(image(), text(question))])
-    with torch.no_grad():
-        ids = nano_standard.generate(**inputs, max_new_tokens=40, do_sample=False)
+    with comparison.recorded(nano_standard) as rows:
+        ids = nano_standard.generate(**inputs, **options)
     prompt_length = inputs["input_ids"].shape[1]
     assert torch.equal(ids[:, :prompt_length], inputs["input_ids"])
-    assert nano_processor.decode(ids[0, prompt_length:], skip_special_tokens=True).strip() == answer
+    answer = nano_processor.decode(ids[0, prompt_length:], skip_special_tokens=True).strip()
+    comparison.assert_same_answers(expected, comparison.Answers(answer, [answer], rows))
 
 
 def test_several_samples_keep_their_own_images(nano_standard, nano_processor):
-    """num_return_sequences repeats rows of different numbers of tiles."""
+    """num_return_sequences repeats rows of different numbers of tiles.
+
+    Bit for bit: two beams are computed either way, and the best of them is returned, or both.
+    """
     messages = [
         [user(image(), text("What?"))],
         [user(image(COUNTING), text("How many shapes are in the image?"))],
@@ -277,26 +294,32 @@ def test_pipeline(nano_model, nano_tokenizer):
         dtype=torch.float32,
     )
     question = "What is the result of the calculation in the image?"
-    result = pipe(
-        text=[user(image(str(CALCULATION), "url"), text(question))],
-        max_new_tokens=40,
-        return_full_text=False,
-        do_sample=False,
-    )
-    answer = nano_model.chat(
-        nano_tokenizer, CALCULATION, question, {"max_new_tokens": 40, "do_sample": False}
-    )
-    assert result[0]["generated_text"].strip() == answer
+    options = {"max_new_tokens": 40, "do_sample": False}
+    with comparison.recorded(pipe.model) as rows:
+        result = pipe(
+            text=[user(image(str(CALCULATION), "url"), text(question))],
+            return_full_text=False,
+            **options,
+        )
+    answer = result[0]["generated_text"].strip()
+    expected = comparison.ask(nano_model.chat, nano_tokenizer, CALCULATION, question, options)
+    comparison.assert_same_answers(expected, comparison.Answers(answer, [answer], rows))
 
 
 @pytest.mark.parametrize("answer, replayed", [
-    ({"content": "I add.\n</think>\n\nIt is 46."}, "I add.\n</think>\n\nIt is 46."),  # as chat() gives it
-    ({"content": "It is 46."}, "\n</think>\n\nIt is 46."),  # what a client keeps of a reasoning server's answer
+    # as chat() gives it
+    ({"content": "I add.\n</think>\n\nIt is 46."}, "I add.\n</think>\n\nIt is 46."),
+    # what a client keeps of a reasoning server's answer
+    ({"content": "It is 46."}, "\n</think>\n\nIt is 46."),
     ({"content": "\n\nIt is 46.", "reasoning": "I add.\n"}, "I add.\n</think>\n\nIt is 46."),
     ({"content": "It is 46.", "reasoning_content": "I add."}, "I add.\n</think>\n\nIt is 46."),
-    ({"content": [{"type": "text", "text": "\n\nIt is 46."}]}, "\n</think>\n\nIt is 46."),  # as vLLM has it
+    # as vLLM has it
+    ({"content": [{"type": "text", "text": "\n\nIt is 46."}]}, "\n</think>\n\nIt is 46."),
     ({"content": None, "reasoning": "I add"}, "I add\n</think>\n\n"),  # cut while thinking
-    ({"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "46."}]}, "\n</think>\n\nIt is 46."),
+    (
+        {"content": [{"type": "text", "text": "It is "}, {"type": "text", "text": "46."}]},
+        "\n</think>\n\nIt is 46.",
+    ),
 ])  # fmt: skip
 def test_earlier_answers_close_their_thinking(nano_processor, answer, replayed):
     """Which the template opens; the last message is left as it is, to be continued."""

@@ -12,11 +12,18 @@ CARD = checkpoints.model_card_functions()
 
 
 def card_grid(width, height, min_num, max_num, image_size):
+    """The published choice. The order of equal products is that of the published set of pairs,
+    which are of integers, so that it does not depend on PYTHONHASHSEED."""
     ratios = sorted(
-        {(i, j) for n in range(min_num, max_num + 1) for i in range(1, n + 1) for j in range(1, n + 1)
-         if min_num <= i * j <= max_num},
+        {
+            (i, j)
+            for n in range(min_num, max_num + 1)
+            for i in range(1, n + 1)
+            for j in range(1, n + 1)
+            if min_num <= i * j <= max_num
+        },
         key=lambda x: x[0] * x[1],
-    )  # fmt: skip
+    )
     return CARD["find_closest_aspect_ratio"](width / height, ratios, width, height, image_size)
 
 
@@ -72,7 +79,8 @@ def test_candidates_are_within_the_bounds():
 
 
 @pytest.mark.parametrize("arguments, name", [
-    ((0, 5), "0 × 5"), ((5, -1), "5 × -1"), ((5, 5, 3, 2), "min_tiles=3"), ((5, 5, 0, 2), "min_tiles=0"),
+    ((0, 5), "0 × 5"), ((5, -1), "5 × -1"),
+    ((5, 5, 3, 2), "min_tiles=3"), ((5, 5, 0, 2), "min_tiles=0"),
 ])  # fmt: skip
 def test_impossible_values_are_named(arguments, name):
     with pytest.raises(ValueError, match=name):
