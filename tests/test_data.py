@@ -12,17 +12,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
 from tests import checkpoints
-from training import data
-from training.data import (
-    Collator,
-    ConversationFile,
-    ConversationTable,
-    Counts,
-    Encoder,
-    SampleError,
-    StreamedConversations,
-    parse_row,
-)
+from training.counts import Counts
+from training.rows import SampleError, TooLongError, json_lines, parse_row
+from training.sample_encoder import IGNORED, Collator, SampleEncoder
+from training.sources import ConversationFile, ConversationTable, StreamedConversations
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +27,7 @@ def parts():
 
 def encoder(parts, max_length=2000, **settings):
     config, processor = parts
-    return Encoder(config, processor.tokenizer, processor.image_processor, max_length, **settings)
+    return SampleEncoder(config, processor.tokenizer, processor.image_processor, max_length, **settings)
 
 
 @pytest.fixture
@@ -231,7 +224,7 @@ def test_pixels_are_those_of_inference(parts, images, settings):
     image_processor = type(processor.image_processor)(
         **{**processor.image_processor.to_dict(), **settings}
     )
-    own = Encoder(config, processor.tokenizer, image_processor, 2000)
+    own = SampleEncoder(config, processor.tokenizer, image_processor, 2000)
     paths = [str(images / name) for name in ("glass.png", "turned.jpg")]
     row = {"image": paths, "conversations": turn("<image><image>What?", "x")}
     assert torch.equal(own(parse_row(row))["pixel_values"], image_processor(paths)["pixel_values"])
@@ -240,7 +233,7 @@ def test_pixels_are_those_of_inference(parts, images, settings):
 def test_fewer_tiles_than_the_image_processor_gives_at_least(parts, images):
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "min_dynamic_patch": 2}
-    own = Encoder(
+    own = SampleEncoder(
         config, processor.tokenizer, type(processor.image_processor)(**settings), 2000, max_tiles=1
     )
     row = {"image": str(images / "wide.png"), "conversations": turn("What?", "x")}
@@ -283,7 +276,7 @@ def test_images_of_a_table_are_read_as_those_of_files(parts, images, streaming):
     )
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "apply_exif_orientation": False}
-    own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000)
+    own = SampleEncoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000)
     message = {"from": datasets.Value("string"), "value": datasets.Value("string")}
     features = {"image": datasets.Image(), "conversations": datasets.List(message)}
     columns = {"image": [str(images / "turned.jpg")], "conversations": [turn("What?", "x")]}
@@ -387,8 +380,8 @@ def test_loss_is_on_answers_and_their_end(parts, answer, learned):
         parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)})
     )
     labels = sample["labels"]
-    kept = labels[labels != data.IGNORED]
-    assert torch.equal(kept, sample["input_ids"][labels != data.IGNORED])
+    kept = labels[labels != IGNORED]
+    assert torch.equal(kept, sample["input_ids"][labels != IGNORED])
     end = "<｜end▁of▁sentence｜>"
     assert tokenizer.decode(kept) == (learned + end) * 2
     ends = int((kept == tokenizer.convert_tokens_to_ids("</think>")).sum())
@@ -407,9 +400,9 @@ def test_long_samples_by_rule(parts, images):
     image_tokens = int((less["input_ids"] == parts[0].image_token_id).sum())
     assert image_tokens == 16 * len(less["pixel_values"]) and len(less["input_ids"]) <= length - 1
     assert torch.equal(less["labels"][-5:], whole["labels"][-5:])
-    with pytest.raises(data.TooLongError, match=f"{length} tokens"):
+    with pytest.raises(TooLongError, match=f"{length} tokens"):
         encoder(parts, max_length=length - 1, long_samples="drop")(row, images)
-    with pytest.raises(data.TooLongError, match="at most 1 tiles an image"):
+    with pytest.raises(TooLongError, match="at most 1 tiles an image"):
         encoder(parts, max_length=20)(row, images)
 
 
@@ -487,7 +480,7 @@ def test_streams_skip_and_count(parts, images):
 
     def stream(share):
         lines = datasets.IterableDataset.from_generator(
-            data.json_lines, gen_kwargs={"paths": [path]}
+            json_lines, gen_kwargs={"paths": [path]}
         )
         return StreamedConversations(lines, "stream", encoder(parts), max_broken_share=share)
 
@@ -514,7 +507,7 @@ def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, 
             for line in range(7)
         ]
         paths.append(write(root / "data.jsonl", rows))
-    lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": paths})
+    lines = datasets.IterableDataset.from_generator(json_lines, gen_kwargs={"paths": paths})
     stream = StreamedConversations(lines, "stream", encoder(parts))
     assert stream.dataset.num_shards == 2
     loader = torch.utils.data.DataLoader(stream.dataset, batch_size=None, num_workers=workers)

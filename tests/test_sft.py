@@ -18,8 +18,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
 from tests import checkpoints
-from training import select, sft
+from training import recipe, select, sft
+from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
 from training.nano import data as nano_data
+from training.resume import last_checkpoint
+from training.trainer import EpochSeededLengthSampler
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
 TWO_PROCESSES = RECIPES / "accelerate" / "two_cpu_processes.yaml"
@@ -357,7 +360,7 @@ def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
     ) = 0.3
     model = type(nano_model)(config)
     model.load_state_dict(nano_model.state_dict())
-    sft.freeze(model, train)
+    freeze(model, train)
     pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = [model.train(mode).extract_feature(pixels) for mode in (False, True)]
@@ -372,7 +375,7 @@ def test_checkpoints_are_what_trainer_has_written(tmp_path):
             (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": state}))
     (tmp_path / "checkpoint-10-merged").mkdir()
     shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-12-backup")
-    assert sft.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     left = {"checkpoint-9", "checkpoint-10", "checkpoint-10-merged", "checkpoint-12-backup"}
     assert {path.name for path in tmp_path.iterdir()} == left, (
         "only the one that was cut off is gone"
@@ -432,17 +435,17 @@ def test_a_source_of_datasets(samples, tmp_path):
 
 
 def test_order_depends_on_the_epoch_alone():
-    sampler = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    sampler = EpochSeededLengthSampler(4, list(range(40)), seed=3)
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    resumed = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    resumed = EpochSeededLengthSampler(4, list(range(40)), seed=3)
     resumed.set_epoch(1)
     assert list(resumed) == second != first and sorted(first) == sorted(second) == list(range(40))
 
 
 def test_several_gpus_in_one_process_are_refused(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft.TrainingConfig, "n_gpu", 2)
+    monkeypatch.setattr(recipe.TrainingConfig, "n_gpu", 2)
     with pytest.raises(
         ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"
     ):
@@ -480,8 +483,8 @@ def test_bad_recipes_are_one_clear_error(samples, tmp_path, name):
 
 
 def test_frozen_tensors_are_really_compared(nano_model):
-    before = sft.checksums(nano_model.requires_grad_(False))
-    assert sft.assert_frozen(nano_model, before) == len(before)
+    before = checksums(nano_model.requires_grad_(False))
+    assert assert_frozen(nano_model, before) == len(before)
     with torch.no_grad():
         weight = nano_model.vision_model.encoder.layers[0].mlp.fc1.weight
         weight[3, 5] += 1e-6
@@ -490,7 +493,7 @@ def test_frozen_tensors_are_really_compared(nano_model):
             RuntimeError,
             match=r"1 frozen tensors have changed, such as vision_model.encoder.layers.0.mlp.fc1",
         ):
-            sft.assert_frozen(nano_model, before)
+            assert_frozen(nano_model, before)
     finally:
         with torch.no_grad():
             weight[3, 5] -= 1e-6
@@ -506,12 +509,12 @@ def test_what_a_shard_was_compared_with(nano_model):
         "base_model.model.mlp1.1.weight"
     )
     assert (
-        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
+        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
         == 177
     )
     state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
     with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):
-        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
+        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
 
 
 def test_recipes_are_those_of_the_report():
@@ -572,8 +575,9 @@ def test_selection_prefers_right_answers(samples, tmp_path):
             rows.append({"id": number, "right": answer == right, "conversations": turns})
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = select.JudgingSettings(workers=0, dtype="float32")
     kept, scored = select.select(
-        pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, workers=0, dtype="float32"
+        pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, settings
     )
     assert (kept, scored) == (3, 6)
     lines = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
