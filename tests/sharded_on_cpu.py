@@ -2,9 +2,9 @@
 
     accelerate launch --config_file … -m tests.sharded_on_cpu …
 
-accelerate (1.15) shards on accelerators only: with `use_cpu` it falls back to DDP without a word. PyTorch and
-DeepSpeed (with DS_ACCELERATOR=cpu) shard over gloo as well, so accelerate is told here that CPUs are accelerators; all
-that follows is what runs on GPUs.
+accelerate (1.15) shards on accelerators only: with `use_cpu` it falls back to DDP without a word.
+PyTorch and DeepSpeed (with DS_ACCELERATOR=cpu) shard over gloo as well, so accelerate is told here
+that CPUs are accelerators. Everything that follows is what runs on GPUs.
 """
 
 import torch

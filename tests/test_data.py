@@ -1,4 +1,7 @@
-"""From JSONL lines to what is trained on: the tokens of chat(), loss on answers, nothing lost or cut silently."""
+"""From JSONL lines to what is trained on.
+
+Prompts have the tokens of chat(), the loss is on answers, and nothing is lost or cut silently.
+"""
 
 import base64
 import json
@@ -12,17 +15,10 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 
 from tests import checkpoints
-from training import data
-from training.data import (
-    Collator,
-    ConversationFile,
-    ConversationTable,
-    Counts,
-    Encoder,
-    SampleError,
-    StreamedConversations,
-    parse_row,
-)
+from training.counts import Counts
+from training.rows import SampleError, TooLongError, json_lines, parse_row
+from training.sample_encoder import IGNORED, Collator, SampleEncoder
+from training.sources import ConversationFile, ConversationTable, StreamedConversations
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +30,9 @@ def parts():
 
 def encoder(parts, max_length=2000, **settings):
     config, processor = parts
-    return Encoder(config, processor.tokenizer, processor.image_processor, max_length, **settings)
+    return SampleEncoder(
+        config, processor.tokenizer, processor.image_processor, max_length, **settings
+    )
 
 
 @pytest.fixture
@@ -63,13 +61,17 @@ def write(path, rows):
 
 
 FORMS = {
-    "LLaVA: one image": ({"image": "a.jpg", "conversations": turn("<image>\nWhat?", "A cat.")}, ["a.jpg"], 1),
+    "LLaVA: one image": (
+        {"image": "a.jpg", "conversations": turn("<image>\nWhat?", "A cat.")}, ["a.jpg"], 1,
+    ),
     "InternVL: several": (
-        {"image": ["a.jpg", "b.jpg"], "conversations": turn("<image>\n<image>\nSame?", "No.")}, ["a.jpg", "b.jpg"], 1,
+        {"image": ["a.jpg", "b.jpg"], "conversations": turn("<image>\n<image>\nSame?", "No.")},
+        ["a.jpg", "b.jpg"], 1,
     ),
     "text only": ({"conversations": turn("Hi", "Hello.")}, [], 1),
     "several turns": (
-        {"image": "a.jpg", "conversations": turn("What?<image>", "X") + turn("Sure?", "Yes")}, ["a.jpg"], 2,
+        {"image": "a.jpg", "conversations": turn("What?<image>", "X") + turn("Sure?", "Yes")},
+        ["a.jpg"], 2,
     ),
     "chat messages": (
         {"images": ["a.jpg"], "messages": [
@@ -79,7 +81,9 @@ FORMS = {
     ),
     "chat messages in parts": (
         {"images": ["a.jpg"], "messages": [
-            {"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "?"}]},
+            {"role": "user", "content": [
+                {"type": "image", "image": "a.jpg"}, {"type": "text", "text": "?"},
+            ]},
             {"role": "assistant", "content": [{"type": "text", "text": "y"}]},
         ]},
         ["a.jpg"], 1,
@@ -150,7 +154,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_lines_are_named(parts, images, name):
-    """By file and line, before anything expensive; up to the stated share they are skipped with a warning."""
+    """By file and line, before anything expensive.
+
+    Up to the stated share they are skipped with a warning.
+    """
     line, message = BROKEN[name]
     path = write(images / "data.jsonl", [{"conversations": turn("Hi", "Hello.")}, line])
     with pytest.raises(
@@ -202,7 +209,9 @@ def encoded(path):
     lambda folder: encoded(folder / "square.png"), lambda folder: (folder / "square.png").as_uri(),
     lambda folder: {"bytes": (folder / "square.png").read_bytes(), "path": None},
     lambda folder: {"bytes": None, "path": "square.png"},
-], ids=["path", "absolute path", "data:", "base64", "file:", "bytes", "a path of datasets"])  # fmt: skip
+], ids=[
+    "path", "absolute path", "data:", "base64", "file:", "bytes", "a path of datasets",
+])  # fmt: skip
 def test_images_in_every_form_are_the_same_sample(parts, images, image):
     own, image = encoder(parts), image(images)
     expected = own(parse_row({"image": "square.png", "conversations": turn("What?", "x")}), images)
@@ -217,7 +226,7 @@ def test_images_in_every_form_are_the_same_sample(parts, images, image):
     {}, {"alpha": "white"}, {"apply_exif_orientation": False},
 ], ids=["default", "on white", "as stored"])  # fmt: skip
 def test_pixels_are_those_of_inference(parts, images, settings):
-    """A transparent picture and a turned photograph, with the switches of the checkpoint's image processor."""
+    """A transparent picture and a turned photograph, by the image processor's switches."""
     rng = np.random.default_rng(1)
     Image.fromarray(rng.integers(0, 256, (80, 120, 4), dtype=np.uint8), "RGBA").save(
         images / "glass.png"
@@ -231,7 +240,7 @@ def test_pixels_are_those_of_inference(parts, images, settings):
     image_processor = type(processor.image_processor)(
         **{**processor.image_processor.to_dict(), **settings}
     )
-    own = Encoder(config, processor.tokenizer, image_processor, 2000)
+    own = SampleEncoder(config, processor.tokenizer, image_processor, 2000)
     paths = [str(images / name) for name in ("glass.png", "turned.jpg")]
     row = {"image": paths, "conversations": turn("<image><image>What?", "x")}
     assert torch.equal(own(parse_row(row))["pixel_values"], image_processor(paths)["pixel_values"])
@@ -240,7 +249,7 @@ def test_pixels_are_those_of_inference(parts, images, settings):
 def test_fewer_tiles_than_the_image_processor_gives_at_least(parts, images):
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "min_dynamic_patch": 2}
-    own = Encoder(
+    own = SampleEncoder(
         config, processor.tokenizer, type(processor.image_processor)(**settings), 2000, max_tiles=1
     )
     row = {"image": str(images / "wide.png"), "conversations": turn("What?", "x")}
@@ -283,7 +292,9 @@ def test_images_of_a_table_are_read_as_those_of_files(parts, images, streaming):
     )
     config, processor = parts
     settings = {**processor.image_processor.to_dict(), "apply_exif_orientation": False}
-    own = Encoder(config, processor.tokenizer, type(processor.image_processor)(**settings), 2000)
+    own = SampleEncoder(
+        config, processor.tokenizer, type(processor.image_processor)(**settings), 2000
+    )
     message = {"from": datasets.Value("string"), "value": datasets.Value("string")}
     features = {"image": datasets.Image(), "conversations": datasets.List(message)}
     columns = {"image": [str(images / "turned.jpg")], "conversations": [turn("What?", "x")]}
@@ -313,7 +324,7 @@ def test_the_share_of_broken_samples_in_a_stream(parts):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_table_with_contents_of_several_types(parts, images, streaming, tmp_path):
-    """A list of parts for the user, a text for the assistant: `datasets` stores such a column as JSON."""
+    """A list of parts for the user, a text for the assistant: `datasets` stores them as JSON."""
     parts_of_user = [{"type": "image"}, {"type": "text", "text": "What?"}]
     messages = [
         {"role": "user", "content": parts_of_user},
@@ -346,7 +357,10 @@ def test_tables_of_one_size_have_fingerprints_of_their_own(parts):
 
 
 def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
-    """Ids up to the answer are what chat() hands to generate(), for images, turns and a system message."""
+    """Ids up to the answer are what chat() hands to generate().
+
+    With images, several turns and a system message.
+    """
     _, processor = parts
     asked = {}
 
@@ -357,8 +371,8 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
     monkeypatch.setattr(nano_model, "generate", capture)
     history = [("<image>\nWhat?", "I see it.\n</think>\n\nA shape.")]
     nano_model.chat(
-        processor.tokenizer, [images / "wide.png"], "And <img> now?", {"max_new_tokens": 1}, history=history,
-        system_message="Be brief.",
+        processor.tokenizer, [images / "wide.png"], "And <img> now?", {"max_new_tokens": 1},
+        history=history, system_message="Be brief.",
     )  # fmt: skip
     row = {
         "image": "wide.png",
@@ -376,9 +390,12 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
 
 @pytest.mark.parametrize("answer, learned", [
     ("think\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
-    ("<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),  # the template opens the thinking itself
-    ("\n<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),  # as many data sets have it
-    ("Answer: 3", "\n</think>\n\nAnswer: 3"),  # no reasoning: the thinking is closed at once
+    # The template opens the thinking itself
+    ("<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+    # As many data sets have it
+    ("\n<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+    # Without reasoning, the thinking is closed at once
+    ("Answer: 3", "\n</think>\n\nAnswer: 3"),
     ("a</think>b </think> c", "a</think>b </think> c"),
 ])  # fmt: skip
 def test_loss_is_on_answers_and_their_end(parts, answer, learned):
@@ -387,8 +404,8 @@ def test_loss_is_on_answers_and_their_end(parts, answer, learned):
         parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)})
     )
     labels = sample["labels"]
-    kept = labels[labels != data.IGNORED]
-    assert torch.equal(kept, sample["input_ids"][labels != data.IGNORED])
+    kept = labels[labels != IGNORED]
+    assert torch.equal(kept, sample["input_ids"][labels != IGNORED])
     end = "<｜end▁of▁sentence｜>"
     assert tokenizer.decode(kept) == (learned + end) * 2
     ends = int((kept == tokenizer.convert_tokens_to_ids("</think>")).sum())
@@ -397,7 +414,10 @@ def test_loss_is_on_answers_and_their_end(parts, answer, learned):
 
 
 def test_long_samples_by_rule(parts, images):
-    """336 × 224 is 7 tiles of 16 tokens: fewer where that fits, dropped where nothing does, cut never."""
+    """An image of 336 × 224 pixels has 7 tiles of 16 tokens.
+
+    It gets fewer where that fits, and is dropped where nothing fits. It is never cut.
+    """
     row = parse_row({"image": "large.png", "conversations": turn("What?", "It is large.")})
     whole = encoder(parts)(row, images)
     assert len(whole["pixel_values"]) == 7 and not whole["fewer_tiles"]
@@ -407,9 +427,9 @@ def test_long_samples_by_rule(parts, images):
     image_tokens = int((less["input_ids"] == parts[0].image_token_id).sum())
     assert image_tokens == 16 * len(less["pixel_values"]) and len(less["input_ids"]) <= length - 1
     assert torch.equal(less["labels"][-5:], whole["labels"][-5:])
-    with pytest.raises(data.TooLongError, match=f"{length} tokens"):
+    with pytest.raises(TooLongError, match=f"{length} tokens"):
         encoder(parts, max_length=length - 1, long_samples="drop")(row, images)
-    with pytest.raises(data.TooLongError, match="at most 1 tiles an image"):
+    with pytest.raises(TooLongError, match="at most 1 tiles an image"):
         encoder(parts, max_length=20)(row, images)
 
 
@@ -430,7 +450,10 @@ def test_long_samples_are_counted(parts, images):
 
 
 def test_unusable_samples_cost_one_reading_each(parts, images, monkeypatch):
-    """Twenty in a row are counted once each, whatever is read how often, and replaced by different others."""
+    """Twenty in a row are counted once each, however often they are read.
+
+    Different others take their places.
+    """
     rows = [
         {"conversations": turn("Hi " * 50 if number < 20 else f"Number {number}?", "x")}
         for number in range(40)
@@ -486,9 +509,7 @@ def test_streams_skip_and_count(parts, images):
     path = write(images / "stream.jsonl", rows)
 
     def stream(share):
-        lines = datasets.IterableDataset.from_generator(
-            data.json_lines, gen_kwargs={"paths": [path]}
-        )
+        lines = datasets.IterableDataset.from_generator(json_lines, gen_kwargs={"paths": [path]})
         return StreamedConversations(lines, "stream", encoder(parts), max_broken_share=share)
 
     read = stream(0.7)
@@ -503,7 +524,7 @@ def test_streams_skip_and_count(parts, images):
 
 @pytest.mark.parametrize("workers", [0, 2, 3])
 def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, workers):
-    """Each file is a shard with images of its own folder; workers without a shard have nothing to do."""
+    """Each file is a shard with images in its own folder; workers without a shard do nothing."""
     paths, root = [], images
     for number in range(2):
         root = root / f"part{number}"
@@ -514,7 +535,7 @@ def test_streams_give_every_sample_once_to_any_number_of_workers(parts, images, 
             for line in range(7)
         ]
         paths.append(write(root / "data.jsonl", rows))
-    lines = datasets.IterableDataset.from_generator(data.json_lines, gen_kwargs={"paths": paths})
+    lines = datasets.IterableDataset.from_generator(json_lines, gen_kwargs={"paths": paths})
     stream = StreamedConversations(lines, "stream", encoder(parts))
     assert stream.dataset.num_shards == 2
     loader = torch.utils.data.DataLoader(stream.dataset, batch_size=None, num_workers=workers)
@@ -549,7 +570,10 @@ def test_an_image_beside_an_empty_list_is_seen():
 
 
 def test_collator(parts, images):
-    """Right padding; batches without images get one flagged tile, so that the projector is part of every step."""
+    """Padding is on the right, and batches without images get one flagged tile.
+
+    So the projector is part of every step.
+    """
     encode = encoder(parts)
     text = encode(parse_row({"conversations": turn("Hi", "Hello.")}))
     picture = encode(
@@ -565,7 +589,11 @@ def test_collator(parts, images):
 
 
 def test_a_batch_of_text_has_a_gradient_of_zero(parts):
-    """Not None: gradients are summed over processes, of which another may have images in this step."""
+    """It is not None: gradients are summed over processes, of which another may have images.
+
+    The flagged tile changes no logit: the language model gets the same embeddings, in the same
+    shapes.
+    """
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(

@@ -1,4 +1,7 @@
-"""Recipes: what trains and nothing else, resumed to the same losses, the same over two processes as over one."""
+"""Recipes: only what a recipe names changes.
+
+An interrupted training goes on to the same losses, and two processes train as one does.
+"""
 
 import copy
 import json
@@ -18,8 +21,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
 from tests import checkpoints
-from training import select, sft
+from training import recipe, select, sft
+from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
 from training.nano import data as nano_data
+from training.resume import last_checkpoint
+from training.trainer import EpochSeededLengthSampler
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
 TWO_PROCESSES = RECIPES / "accelerate" / "two_cpu_processes.yaml"
@@ -42,9 +48,11 @@ def samples(tmp_path_factory):
 
 def arguments(samples, folder, **changes):
     settings = {
-        "model": checkpoints.NANO, "data": samples, "output_dir": folder, "max_steps": 3, "bf16": "false",
-        "model_dtype": "float32", "per_device_train_batch_size": 4, "global_batch_size": 4, "logging_steps": 1,
-        "dataloader_num_workers": 0, "report_to": "none", "save_strategy": "no", **changes,
+        "model": checkpoints.NANO, "data": samples, "output_dir": folder, "max_steps": 3,
+        "bf16": "false", "model_dtype": "float32",
+        "per_device_train_batch_size": 4, "global_batch_size": 4,
+        "logging_steps": 1, "dataloader_num_workers": 0, "report_to": "none",
+        "save_strategy": "no", **changes,
     }  # fmt: skip
     flags = ["--config", str(RECIPES / "nano" / "alignment_sft.yaml")]
     for name, value in settings.items():
@@ -117,8 +125,9 @@ def test_full_fine_tuning_and_accumulation(samples, tmp_path):
     """Two halves of a batch give the step of the whole."""
     for name, at_once in (("whole", 4), ("halves", 2)):
         run(
-            samples, tmp_path / name, train=["mlp1", "language_model"], max_steps=2, learning_rate=1e-4,
-            per_device_train_batch_size=at_once, train_sampling_strategy="sequential",
+            samples, tmp_path / name, train=["mlp1", "language_model"], max_steps=2,
+            learning_rate=1e-4, per_device_train_batch_size=at_once,
+            train_sampling_strategy="sequential",
         )  # fmt: skip
     names = changed_names(tmp_path / "whole" / "model")
     assert not any(name.startswith("vision_model") for name in names)
@@ -142,7 +151,7 @@ def test_gradient_checkpointing_and_mixed_precision(samples, tmp_path):
 
 
 def launch(flags, config=None, module="training.sft"):
-    """Start a recipe in a process of its own or, with a configuration of accelerate's, in several."""
+    """Start a recipe in a new process or, with a configuration of accelerate, in several."""
     command = [sys.executable, "-m", module]
     if config:
         launcher = [
@@ -177,7 +186,10 @@ def finish(process, seconds=240):
 
 
 def test_two_processes_train_as_one(samples, tmp_path):
-    """Gradients over gloo: the same losses on the same global batch, with text and images on different ranks."""
+    """Gradients over gloo: the same losses on the same global batch.
+
+    Text and images are on different ranks.
+    """
     settings = {"max_steps": 4}
     one = launch(arguments(samples, tmp_path / "one", **settings))
     finish(one)
@@ -211,7 +223,7 @@ def sharded_config(kind, folder, mixed_precision):
 
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
-    """The same losses and weights; resumed as well; all on two CPUs, see tests/sharded_on_cpu.py."""
+    """The same losses and weights, also when resumed, on two CPUs: see tests/sharded_on_cpu.py."""
     config = sharded_config(kind, tmp_path, "no")
     settings = {
         "max_steps": 4,
@@ -245,8 +257,8 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
     """As at 38B: what is frozen in bfloat16, what trains in float32, and LoRA saved by itself."""
     config = sharded_config(kind, tmp_path, "bf16")
     settings = {
-        "bf16": "true", "model_dtype": "bfloat16", "gradient_checkpointing": "true", "max_steps": 2, "train": ["lora"],
-        "save": ["adapter"],
+        "bf16": "true", "model_dtype": "bfloat16", "gradient_checkpointing": "true",
+        "max_steps": 2, "train": ["lora"], "save": ["adapter"],
     }  # fmt: skip
     run(samples, tmp_path / "one", **settings)
     flags = arguments(
@@ -270,7 +282,11 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
 
 
 def test_killed_and_resumed(samples, tmp_path):
-    """kill -9 in the second epoch, half a checkpoint on disk: the losses that follow are those of an unbroken run."""
+    """A kill -9 in the second epoch, with half a checkpoint on disk.
+
+    The losses that follow are those of an unbroken run, bit for bit: the same kernels run on the
+    same shapes.
+    """
     # An epoch has 11 steps
     settings = {"max_steps": 16, "save_strategy": "steps", "save_steps": 2}
     finish(launch(arguments(samples, tmp_path / "unbroken", **settings)))
@@ -311,7 +327,10 @@ def test_checkpoints_hold_what_trains(samples, tmp_path):
 
 
 def test_results_that_are_missing_are_written_without_another_step(samples, tmp_path):
-    """As after a kill while they were written, or with another `save`: `train` would take one step beyond the last."""
+    """As after a kill while they were written, or with another `save`.
+
+    Trainer's `train` would take one step beyond the last.
+    """
     settings = {
         "max_steps": 2,
         "save_strategy": "steps",
@@ -357,7 +376,7 @@ def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
     ) = 0.3
     model = type(nano_model)(config)
     model.load_state_dict(nano_model.state_dict())
-    sft.freeze(model, train)
+    freeze(model, train)
     pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         features = [model.train(mode).extract_feature(pixels) for mode in (False, True)]
@@ -372,7 +391,7 @@ def test_checkpoints_are_what_trainer_has_written(tmp_path):
             (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": state}))
     (tmp_path / "checkpoint-10-merged").mkdir()
     shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-12-backup")
-    assert sft.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     left = {"checkpoint-9", "checkpoint-10", "checkpoint-10-merged", "checkpoint-12-backup"}
     assert {path.name for path in tmp_path.iterdir()} == left, (
         "only the one that was cut off is gone"
@@ -432,17 +451,17 @@ def test_a_source_of_datasets(samples, tmp_path):
 
 
 def test_order_depends_on_the_epoch_alone():
-    sampler = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    sampler = EpochSeededLengthSampler(4, list(range(40)), seed=3)
     first = list(sampler)
     sampler.set_epoch(1)
     second = list(sampler)
-    resumed = sft.GroupsOfAnEpoch(4, list(range(40)), seed=3)
+    resumed = EpochSeededLengthSampler(4, list(range(40)), seed=3)
     resumed.set_epoch(1)
     assert list(resumed) == second != first and sorted(first) == sorted(second) == list(range(40))
 
 
 def test_several_gpus_in_one_process_are_refused(samples, tmp_path, monkeypatch):
-    monkeypatch.setattr(sft.TrainingConfig, "n_gpu", 2)
+    monkeypatch.setattr(recipe.TrainingConfig, "n_gpu", 2)
     with pytest.raises(
         ValueError, match=r"2 GPUs are visible.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"
     ):
@@ -480,8 +499,8 @@ def test_bad_recipes_are_one_clear_error(samples, tmp_path, name):
 
 
 def test_frozen_tensors_are_really_compared(nano_model):
-    before = sft.checksums(nano_model.requires_grad_(False))
-    assert sft.assert_frozen(nano_model, before) == len(before)
+    before = checksums(nano_model.requires_grad_(False))
+    assert assert_frozen(nano_model, before) == len(before)
     with torch.no_grad():
         weight = nano_model.vision_model.encoder.layers[0].mlp.fc1.weight
         weight[3, 5] += 1e-6
@@ -490,7 +509,7 @@ def test_frozen_tensors_are_really_compared(nano_model):
             RuntimeError,
             match=r"1 frozen tensors have changed, such as vision_model.encoder.layers.0.mlp.fc1",
         ):
-            sft.assert_frozen(nano_model, before)
+            assert_frozen(nano_model, before)
     finally:
         with torch.no_grad():
             weight[3, 5] -= 1e-6
@@ -506,21 +525,20 @@ def test_what_a_shard_was_compared_with(nano_model):
         "base_model.model.mlp1.1.weight"
     )
     assert (
-        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
-        == 177
+        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"]) == 177
     )
     state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
     with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):
-        sft.assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
+        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
 
 
 def test_recipes_are_those_of_the_report():
     """Section 2.1's table; and nano says the same things in other sizes."""
     rates = {"mlp_init_1": 2e-4, "mlp_init_2": 4e-5, "mlp_init_3": 4e-5, "alignment_sft": 4e-5}
     sizes = {
-        "model", "data", "output_dir", "save", "learning_rate", "global_batch_size", "per_device_train_batch_size",
-        "max_length", "max_tiles", "max_broken_share", "gradient_checkpointing", "dataloader_num_workers", "save_steps",
-        "logging_steps",
+        "model", "data", "output_dir", "save", "learning_rate", "global_batch_size",
+        "per_device_train_batch_size", "max_length", "max_tiles", "max_broken_share",
+        "gradient_checkpointing", "dataloader_num_workers", "save_steps", "logging_steps",
     }  # fmt: skip
     for stage in STAGES:
         large, nano = (
@@ -572,9 +590,8 @@ def test_selection_prefers_right_answers(samples, tmp_path):
             rows.append({"id": number, "right": answer == right, "conversations": turns})
     pool = tmp_path / "pool.jsonl"
     pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept, scored = select.select(
-        pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, workers=0, dtype="float32"
-    )
+    settings = select.JudgingSettings(workers=0, dtype="float32")
+    kept, scored = select.select(pool, tmp_path / "selected.jsonl", checkpoints.NANO, 0.5, settings)
     assert (kept, scored) == (3, 6)
     lines = [json.loads(line) for line in (tmp_path / "selected.jsonl").read_text().splitlines()]
     assert all("score" in line for line in lines)
@@ -599,8 +616,9 @@ def test_scores_are_mean_log_likelihoods(nano_tokenizer):
 
 
 def test_the_command_line_reports_errors_in_one_line(samples, tmp_path):
+    flags = arguments(tmp_path / "nothing.jsonl", tmp_path / "out")
     done = subprocess.run(
-        [sys.executable, "-m", "training.sft", *arguments(tmp_path / "nothing.jsonl", tmp_path / "out")],
+        [sys.executable, "-m", "training.sft", *flags],
         cwd=checkpoints.ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1

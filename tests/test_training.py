@@ -1,4 +1,7 @@
-"""Training libraries as they are: TRL's SFT and GRPO, PEFT, transformers' Trainer, on images of mixed tile counts."""
+"""Training libraries as they are: TRL's SFT and GRPO, PEFT, and the Trainer of transformers.
+
+Images have different numbers of tiles.
+"""
 
 import numpy as np
 import pytest
@@ -94,8 +97,8 @@ def test_grpo_trainer(projector_model, processor, tmp_path):
         return [float(index % 3) for index, _ in enumerate(completions)]
 
     arguments = GRPOConfig(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
-        report_to=[], use_cpu=True,
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, num_generations=2,
+        max_completion_length=6, report_to=[], use_cpu=True,
     )  # fmt: skip
     trainer = GRPOTrainer(
         model,
@@ -131,7 +134,10 @@ def batch(processor, indices=(0, 1)):
 
 def test_lora_on_both_towers_saved_and_merged(processor, tmp_path):
     """One step changes the answer; the adapter loads again; merging gives the same logits."""
-    targets = r"(language_model\.model\.layers\.\d+\.self_attn\.(q|v)_proj)|(vision_model\.encoder\.layers\.\d+\.attn\.qkv)"
+    language = r"language_model\.model\.layers\.\d+\.self_attn\.(q|v)_proj"
+    vision = r"vision_model\.encoder\.layers\.\d+\.attn\.qkv"
+    targets = f"({language})|({vision})"
+    torch.manual_seed(0)
     model = get_peft_model(load(), LoraConfig(r=4, target_modules=targets))
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert any("vision_model" in name for name in names) and any(
@@ -179,8 +185,9 @@ def test_trainer_with_gradient_checkpointing(projector_model, processor, tmp_pat
             return rows[index]
 
     arguments = TrainingArguments(
-        str(tmp_path), max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2, report_to=[],
-        gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": reentrant}, use_cpu=True,
+        str(tmp_path), max_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+        report_to=[], gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant}, use_cpu=True,
         remove_unused_columns=False,
     )  # fmt: skip
     trainer = Trainer(

@@ -11,14 +11,21 @@ def names_among(key: str, values: str | Iterable[str], allowed: Iterable[str]) -
     """A recipe's list of names, which may be a single text.
 
     Args:
-        key: of the recipe, for the error.
+        key: the recipe's key, for the error.
+        values: the names that the recipe has.
+        allowed: the names that it may have.
 
     Raises:
         ValueError: no name, or an unknown one.
     """
+    if isinstance(values, str):
+        values = [values]
+    names = list(values)
     allowed = list(allowed)
-    names = [values] if isinstance(values, str) else list(values)
-    unknown = [name for name in names if name not in allowed]
+    unknown = []
+    for name in names:
+        if name not in allowed:
+            unknown.append(name)
     if unknown or not names:
         raise ValueError(f"{key}: {unknown or 'nothing'}; expected some of {', '.join(allowed)}.")
     return names

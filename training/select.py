@@ -1,172 +1,288 @@
 """Keeps the samples of a data set that a judge model finds best.
 
-    python -m training.select pool.jsonl selected.jsonl --judge runs/nano/mlp_init_1/model --keep 0.5
+    python -m training.select pool.jsonl selected.jsonl --keep 0.5 \\
+        --judge runs/nano/mlp_init_1/model
 
-The report selects the second set of its MLP initialisation with a judge model that it does not name (section 2.1).
-Here the judge is any repository of this code, and the score of a sample is the mean log-likelihood of its answer's
-tokens: what a model that has seen the pictures finds unlikely is often wrong. Lines are copied as they are, in their
-order, and get a "score".
+The report selects the second set of its MLP initialisation with a judge model that it does not name
+(section 2.1). Here the judge is any repository of this code, and the score of a sample is the mean
+log-likelihood of its answer's tokens: what a model that has seen the pictures finds unlikely is
+often wrong. Lines are copied as they are, in their order, and get a "score".
 """
 
+from __future__ import annotations
+
 import argparse
+import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from training.data import IGNORED, Collator, ConversationFile, Encoder
+from training.sample_encoder import IGNORED, Collator, SampleEncoder
+from training.sources import ConversationFile, EncodedSample
+
+
+@dataclasses.dataclass
+class JudgingSettings:
+    """How a pool is judged.
+
+    Attributes:
+        batch_size: number of samples of a batch.
+        max_length: largest number of tokens of a sample; by default the model's context.
+        dtype: that of the judge's weights.
+        workers: number of dataloader workers.
+        image_root: directory of relative image paths; by default that of the pool.
+        max_broken_share: largest share of broken lines; exceeding it raises SampleError.
+    """
+
+    batch_size: int = 16
+    max_length: int | None = None
+    dtype: str = "bfloat16"
+    workers: int = 1
+    image_root: str | Path | None = None
+    max_broken_share: float = 0.0
+
+
+@dataclasses.dataclass
+class Judge:
+    """A model that scores answers, with what prepares samples for it."""
+
+    model: Any
+    encoder: SampleEncoder
+    collator: Collator
+
+    @classmethod
+    def load(cls, repository: str | Path, settings: JudgingSettings) -> Judge:
+        """The judge of a repository, on GPUs where there are any."""
+        processor: Any = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            repository,
+            torch_dtype=getattr(torch, settings.dtype),
+            device_map="auto" if torch.cuda.is_available() else None,
+            trust_remote_code=True,
+        )
+        max_length = settings.max_length or model.config.llm_config.max_position_embeddings
+        encoder = SampleEncoder(
+            model.config, processor.tokenizer, processor.image_processor, max_length
+        )
+        side = processor.image_processor.size
+        collator = Collator(processor.tokenizer.pad_token_id, (3, side, side))
+        return cls(model.eval(), encoder, collator)
+
+    def score(self, samples: Sequence[EncodedSample]) -> list[float]:
+        """The scores of encoded samples: see `score_answers`."""
+        return score_answers(self.model, self.collator(samples)).tolist()
 
 
 @torch.no_grad()
-def score_answers(model, batch, block=1024):
+def score_answers(model: Any, batch: dict[str, torch.Tensor], block: int = 1024) -> torch.Tensor:
     """Mean log-likelihood (nats a token) of each row's answer tokens, float32 (rows,).
 
     Args:
-        block: tokens whose logits are in memory at a time, over 152,064 words at 38B.
+        batch: what `Collator` gives.
+        block: number of tokens whose logits, over 152,064 words at 38B, are in memory at a time.
     """
     device = model.get_input_embeddings().weight.device
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    labels = batch.pop("labels")[:, 1:]
-    hidden_states = model.base_model(**batch, use_cache=False).last_hidden_state[
-        :, :-1
-    ]  # (rows, length - 1, H)
-    labels = labels.to(hidden_states.device)  # of several GPUs the last
-    rows, places = (labels != IGNORED).nonzero(as_tuple=True)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    output = model.base_model(**inputs, use_cache=False)
+    # A state predicts the next token: (rows, length - 1, H), on the last of several GPUs
+    hidden_states = output.last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:].to(hidden_states.device)
+    is_answer = labels != IGNORED
+    rows, places = is_answer.nonzero(as_tuple=True)
     total = torch.zeros(len(labels), device=labels.device)
-    for of_rows, of_places in zip(rows.split(block), places.split(block)):
-        logits = (
-            model.get_output_embeddings()(hidden_states[of_rows, of_places])
-            .to(labels.device)
-            .float()
-        )
-        answered = labels[of_rows, of_places].unsqueeze(-1)
-        total.index_add_(0, of_rows, logits.log_softmax(-1).gather(-1, answered).squeeze(-1))
-    return total / (labels != IGNORED).sum(1)
+    for start in range(0, len(rows), block):
+        block_rows = rows[start : start + block]
+        block_places = places[start : start + block]
+        logits = model.get_output_embeddings()(hidden_states[block_rows, block_places])
+        log_likelihoods = logits.to(labels.device).float().log_softmax(-1)
+        answered = labels[block_rows, block_places].unsqueeze(-1)
+        total.index_add_(0, block_rows, log_likelihoods.gather(-1, answered).squeeze(-1))
+    return total / is_answer.sum(1)
 
 
-class _Indexed(torch.utils.data.Dataset):
-    """The samples that can be encoded, with their line; others are None and never selected."""
+class _EncodedLines(torch.utils.data.Dataset):
+    """The encoded samples of a file; None for those that cannot be used, which are not selected."""
 
-    def __init__(self, data):
+    def __init__(self, data: ConversationFile) -> None:
         self.data = data
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> EncodedSample | None:
         return self.data.encode_line(index)
 
 
 class Scores:
-    """Scores of lines, kept in a file as they come, so that an interrupted judging goes on.
+    """Scores of lines, written to a file as they come, so that an interrupted judging goes on.
 
     Args:
-        path: of the file; one of another pool or judge is begun anew.
-        of: what is scored by whom.
+        path: that of the file. A file of another pool or judge is begun anew.
+        identity: what is scored by whom, as JSON can hold it.
+
+    Attributes:
+        values: the score of each line, by its number in the pool.
     """
 
-    def __init__(self, path, of):
-        self.path, self.values = path, {}
-        header, *lines = path.read_text().splitlines() if path.exists() else [""]
-        if header != json.dumps(of):
-            path.write_text(json.dumps(of) + "\n")
+    def __init__(self, path: Path, identity: list[Any]) -> None:
+        self.path = path
+        self.values: dict[int, float] = {}
+        header = json.dumps(identity)
+        lines = path.read_text().splitlines() if path.exists() else []
+        if not lines or lines[0] != header:
+            path.write_text(header + "\n")
             return
-        for line in lines:
+        for line in lines[1:]:
             index, _, value = line.partition(" ")
             if value.endswith(";"):  # a line that was cut off has no end
-                self.values[int(index)] = float(value[:-1])
+                self.values[int(index)] = float(value.removesuffix(";"))
 
-    def add(self, scores):
+    def add(self, scores: dict[int, float]) -> None:
+        """Take scores in, and append them to the file."""
         self.values.update(scores)
         with open(self.path, "a") as file:
-            file.writelines(f"{index} {value!r};\n" for index, value in scores.items())
+            for index, value in scores.items():
+                file.write(f"{index} {value!r};\n")
 
 
 def select(
-    pool, output, judge, keep, batch_size=16, max_length=None, dtype="bfloat16", workers=1, image_root=None,
-    max_broken_share=0.0,
-):  # fmt: skip
+    pool: str | Path,
+    output: str | Path,
+    judge: str | Path,
+    keep: float,
+    settings: JudgingSettings | None = None,
+) -> tuple[int, int]:
     """Write the share `keep` of the lines that score best.
 
     Scores are kept beside the output while it is made; run again after an interruption, it goes on.
 
+    Args:
+        pool: JSONL of conversations.
+        output: JSONL to write.
+        judge: repository whose likelihood is the score.
+        keep: share of the scored lines.
+        settings: how the pool is judged.
+
     Returns:
-        (lines kept, lines scored).
+        The number of lines selected, and of lines scored.
 
     Raises:
-        ValueError: `keep` outside (0, 1], a pool without usable lines, or with more broken ones than allowed.
+        ValueError: `keep` outside (0, 1], a pool without usable lines, or with more broken ones
+        than
+            allowed.
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep={keep}: expected a share above 0, at most 1.")
-    processor = AutoProcessor.from_pretrained(judge, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(
-        judge, torch_dtype=getattr(torch, dtype), device_map="auto" if torch.cuda.is_available() else None,
-        trust_remote_code=True,
-    ).eval()  # fmt: skip
-    limit = max_length or model.config.llm_config.max_position_embeddings
-    encoder = Encoder(model.config, processor.tokenizer, processor.image_processor, limit)
-    data = ConversationFile([pool], encoder, image_root, max_broken_share)
-    collator = Collator(
-        processor.tokenizer.pad_token_id,
-        (3, processor.image_processor.size, processor.image_processor.size),
-    )
+    settings = settings or JudgingSettings()
     output = Path(output)
-    scores = Scores(
-        output.with_name(output.name + ".scores"), [data.fingerprint, str(judge), limit, dtype]
-    )
-    order = sorted(range(len(data)), key=data.length)  # rows of one length waste no padding
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # The longest first: if one does not fit into memory it is this one
-    batches = [batch for batch in reversed(batches) if not scores.values.keys() >= set(batch)]
-    loader = DataLoader(_Indexed(data), batch_sampler=batches, collate_fn=list, num_workers=workers)
-    for indices, encoded in zip(batches, tqdm(loader, desc="judge", unit="batch", mininterval=5)):
-        usable = [(index, sample) for index, sample in zip(indices, encoded) if sample is not None]
-        if usable:
-            values = score_answers(model, collator([sample for _, sample in usable])).tolist()
-            scores.add(dict(zip((index for index, _ in usable), values)))
-    scored = scores.values
-    if not scored:
+    loaded = Judge.load(judge, settings)
+    data = ConversationFile([pool], loaded.encoder, settings.image_root, settings.max_broken_share)
+    identity = [data.fingerprint, str(judge), loaded.encoder.max_length, settings.dtype]
+    scores = Scores(output.with_name(output.name + ".scores"), identity)
+    _score_lines(loaded, data, scores, settings)
+    if not scores.values:
         raise ValueError(f"{pool}: no sample could be scored.")
-    ranked = sorted(scored, key=lambda index: (-scored[index], index))
-    kept = sorted(ranked[: max(1, round(keep * len(ranked)))])
+    selected = _best_lines(scores.values, keep)
+    _write_lines(data, selected, scores.values, output)
+    scores.path.unlink()
+    return len(selected), len(scores.values)
+
+
+def _score_lines(
+    judge: Judge, data: ConversationFile, scores: Scores, settings: JudgingSettings
+) -> None:
+    """Score the lines that have no score yet."""
+    batches = _batches_by_length(data, scores, settings.batch_size)
+    loader = DataLoader(
+        _EncodedLines(data),
+        batch_sampler=batches,
+        collate_fn=list,
+        num_workers=settings.workers,
+    )
+    progress = tqdm(loader, desc="judge", unit="batch", mininterval=5)
+    for indices, encoded in zip(batches, progress):
+        usable = {}
+        for index, sample in zip(indices, encoded):
+            if sample is not None:
+                usable[index] = sample
+        if usable:
+            values = judge.score(list(usable.values()))
+            scores.add(dict(zip(usable, values)))
+
+
+def _batches_by_length(data: ConversationFile, scores: Scores, batch_size: int) -> list[list[int]]:
+    """Batches of lines of about the same length, which waste no padding, without scored ones.
+
+    The longest come first: if one does not fit into memory, it is found at once.
+    """
+    order = sorted(range(len(data)), key=data.length)
+    batches = []
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        if not scores.values.keys() >= set(batch):
+            batches.append(batch)
+    return batches[::-1]
+
+
+def _best_lines(scores: dict[int, float], keep: float) -> list[int]:
+    """The numbers of the lines with the best scores, in the pool's order; at least one."""
+    ranked = sorted(scores, key=lambda index: (-scores[index], index))
+    return sorted(ranked[: max(1, round(keep * len(ranked)))])
+
+
+def _write_lines(
+    data: ConversationFile, selected: list[int], scores: dict[int, float], output: Path
+) -> None:
+    """Write lines with their scores; the output appears when it is complete."""
     temporary = output.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        for index in kept:
-            row = {**data.row(index), "score": round(scored[index], 4)}
+        for index in selected:
+            row = {**data.row(index), "score": round(scores[index], 4)}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     temporary.replace(output)
-    scores.path.unlink()
-    return len(kept), len(scored)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main() -> None:
+    """Select by the command line."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("pool", type=Path, help="JSONL of conversations")
     parser.add_argument(
         "output", type=Path, help="JSONL to write; relative image paths stay as they are"
     )
     parser.add_argument("--judge", required=True, help="repository whose likelihood is the score")
-    parser.add_argument("--keep", type=float, required=True, help="share that is kept")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--keep", type=float, required=True, help="share of the lines to select")
+    parser.add_argument(
+        "--batch-size", type=int, default=16, help="number of samples that are judged at a time"
+    )
     parser.add_argument(
         "--image-root", help="directory of relative image paths; by default that of the pool"
     )
     parser.add_argument(
-        "--max-broken-share", type=float, default=0.0, help="of broken lines; more is an error"
+        "--max-broken-share",
+        type=float,
+        default=0.0,
+        help="largest share of broken lines to skip with a warning; exceeding it is an error",
     )
     arguments = parser.parse_args()
+    settings = JudgingSettings(
+        batch_size=arguments.batch_size,
+        image_root=arguments.image_root,
+        max_broken_share=arguments.max_broken_share,
+    )
     try:
-        kept, scored = select(
-            arguments.pool, arguments.output, arguments.judge, arguments.keep, arguments.batch_size,
-            image_root=arguments.image_root, max_broken_share=arguments.max_broken_share,
-        )  # fmt: skip
+        selected, scored = select(
+            arguments.pool, arguments.output, arguments.judge, arguments.keep, settings
+        )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"{kept} of {scored} samples kept in {arguments.output}")
+    print(f"{selected} of {scored} samples kept in {arguments.output}")
 
 
 if __name__ == "__main__":

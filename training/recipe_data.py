@@ -1,0 +1,185 @@
+"""Opens the training data that a recipe names: JSONL files, or `datasets:NAME[:SPLIT]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+from transformers.utils import logging
+
+from training.recipe import RecipeArguments, TrainingConfig
+from training.rows import json_lines
+from training.sample_encoder import SampleEncoder
+from training.sources import (
+    ConversationFile,
+    Conversations,
+    ConversationTable,
+    EncodedSample,
+    StreamedConversations,
+)
+
+logger = logging.get_logger(__name__)
+
+DATASETS_PREFIX = "datasets:"
+
+
+def build_dataset(
+    recipe: RecipeArguments, config: TrainingConfig, encoder: SampleEncoder
+) -> tuple[datasets.Dataset | datasets.IterableDataset, Conversations | StreamedConversations]:
+    """The training data of a recipe, read and encoded as they are needed.
+
+    Returns:
+        a `datasets.Dataset` or `IterableDataset` with one column, "sample"; and the source behind
+        it.
+
+    Raises:
+        FileNotFoundError: a data file that does not exist.
+        ValueError: a recipe whose `data` contradicts itself.
+        SampleError: too many broken samples.
+    """
+    _check_data(recipe, config)
+    if recipe.streaming:
+        stream = _open_stream(recipe, config, encoder)
+        return stream.dataset, stream
+    conversations = _open_conversations(recipe, encoder)
+
+    def encode(batch: dict[str, list[int]]) -> dict[str, list[EncodedSample]]:
+        """The samples of the numbers in a batch."""
+        return {"sample": [conversations[line] for line in batch["line"]]}
+
+    lines = datasets.Dataset.from_dict({"line": list(range(len(conversations)))})
+    return lines.with_transform(encode), conversations
+
+
+def _check_data(recipe: RecipeArguments, config: TrainingConfig) -> None:
+    """Raise ValueError if a recipe names data that do not go together."""
+    is_mixed = any(source.startswith(DATASETS_PREFIX) for source in recipe.data)
+    if is_mixed and len(recipe.data) > 1:
+        raise ValueError("data: one `datasets:` source, or any number of JSONL files.")
+    if recipe.streaming and config.max_steps <= 0:
+        raise ValueError("streaming: the number of samples is not known, so max_steps is needed.")
+
+
+def _open_conversations(recipe: RecipeArguments, encoder: SampleEncoder) -> Conversations:
+    """The samples of a recipe by number."""
+    name = recipe.data[0]
+    if name.startswith(DATASETS_PREFIX):
+        return ConversationTable(
+            _load_table(name), name, encoder, recipe.image_root, recipe.max_broken_share
+        )
+    return ConversationFile(recipe.data, encoder, recipe.image_root, recipe.max_broken_share)
+
+
+def _open_stream(
+    recipe: RecipeArguments, config: TrainingConfig, encoder: SampleEncoder
+) -> StreamedConversations:
+    """The samples of a recipe as a shuffled stream."""
+    name = recipe.data[0]
+    if name.startswith(DATASETS_PREFIX):
+        fingerprint = name
+        rows = _load_stream(name)
+    else:
+        fingerprint = _check_files(recipe.data)
+        # Each file is a shard, which one worker reads
+        rows = datasets.IterableDataset.from_generator(
+            json_lines, gen_kwargs={"paths": list(recipe.data)}
+        )
+    return StreamedConversations(
+        rows.shuffle(seed=config.seed, buffer_size=recipe.shuffle_buffer),
+        name,
+        encoder,
+        recipe.image_root,
+        recipe.max_broken_share,
+        fingerprint,
+    )
+
+
+def workers_of_stream(source: StreamedConversations, config: TrainingConfig) -> int:
+    """How many dataloader workers of each process can share a stream: each needs a shard.
+
+    Warns if even the processes have no shard each.
+    """
+    num_shards = source.dataset.num_shards
+    if num_shards < config.world_size:
+        logger.warning(
+            f"streaming: {config.world_size} processes share {num_shards} files, so each reads and "
+            "tiles all samples and leaves out the others'. Split the data into at least as many "
+            "files as processes."
+        )
+    return min(config.dataloader_num_workers, num_shards)
+
+
+def _check_files(paths: Sequence[str]) -> str:
+    """A fingerprint of files that are too large to be read before: their sizes.
+
+    Raises:
+        FileNotFoundError: one does not exist.
+    """
+    sizes = []
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"data file {path} does not exist.")
+        sizes.append(f"{Path(path).stat().st_size} bytes")
+    return ", ".join(sizes)
+
+
+class _DatasetsName(NamedTuple):
+    """What `datasets:NAME[:SPLIT]` says; a split of None was not named."""
+
+    name: str
+    split: str | None
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether it is a directory that `save_to_disk` has written."""
+        folder = Path(self.name)
+        return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
+def _parse_datasets_name(source: str) -> _DatasetsName:
+    name, _, split = source.removeprefix(DATASETS_PREFIX).partition(":")
+    return _DatasetsName(name, split or None)
+
+
+def _load_table(source: str) -> datasets.Dataset:
+    """The rows of `datasets:NAME[:SPLIT]`: a Hub id, a data set of files or a saved one.
+
+    Raises:
+        ValueError: a saved data set that has no such split.
+    """
+    named = _parse_datasets_name(source)
+    if named.is_saved:
+        return _load_saved(named)
+    return datasets.load_dataset(named.name, split=named.split or "train")
+
+
+def _load_stream(source: str) -> datasets.IterableDataset:
+    """As `_load_table`, as a stream."""
+    named = _parse_datasets_name(source)
+    if named.is_saved:
+        return _load_saved(named).to_iterable_dataset()
+    return datasets.load_dataset(named.name, split=named.split or "train", streaming=True)
+
+
+def _load_saved(named: _DatasetsName) -> datasets.Dataset:
+    """A data set that `save_to_disk` has written.
+
+    Raises:
+        ValueError: it has no such split.
+    """
+    rows = datasets.load_from_disk(named.name)
+    if isinstance(rows, datasets.DatasetDict):
+        split = named.split or "train"
+        if split not in rows:
+            raise ValueError(
+                f"data: {named.name} has no split {split!r}, but {', '.join(map(str, rows))}."
+            )
+        return rows[split]
+    if named.split:
+        raise ValueError(
+            f"data: {named.name} was saved as one data set without splits; leave out "
+            f":{named.split}."
+        )
+    return rows

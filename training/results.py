@@ -1,0 +1,149 @@
+"""What a training leaves in its output directory, as far as the recipe's `save` names it.
+
+`model` is a complete repository, `adapter` is LoRA's, `mlp1` the projector alone. `log.jsonl` has
+the history, `loss.png` its losses, and `summary.json` what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from training.recipe import RecipeArguments
+from training.trainer import RecipeTrainer
+
+Weights = dict[str, torch.Tensor]
+
+
+def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[str, Any]:
+    """The summary of a training, as in summary.json; every process has to call it.
+
+    Args:
+        seconds: how long the training took.
+        unchanged: number of frozen tensors that were found unchanged.
+    """
+    losses = list(losses_of_steps(trainer.state.log_history).values())
+    return {
+        "steps": trainer.state.global_step,
+        "seconds": round(seconds),
+        "trained_parameters": sum(trained_sizes(trainer.model).values()),
+        "frozen_tensors_unchanged": unchanged,
+        "samples": trainer.source.counts.over_processes(trainer.accelerator),
+        "first_loss": next(iter(losses), math.nan),
+        "last_loss": next(reversed(losses), math.nan),
+    }
+
+
+def losses_of_steps(history: list[dict[str, Any]]) -> dict[int, float]:
+    """The losses of a Trainer's history, by optimizer step."""
+    losses = {}
+    for entry in history:
+        if "loss" in entry:
+            losses[entry["step"]] = entry["loss"]
+    return losses
+
+
+def trained_sizes(model: Any) -> dict[str, int]:
+    """The number of elements of each parameter that trains, by name."""
+    sizes = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            # Between steps ZeRO-3 leaves placeholders, which remember the size
+            sizes[name] = getattr(parameter, "ds_numel", parameter.numel())
+    return sizes
+
+
+def write_results(
+    trainer: RecipeTrainer,
+    recipe: RecipeArguments,
+    summary: dict[str, Any],
+    gathered: Weights | None,
+) -> None:
+    """Write everything into the output directory; the summary comes last and marks the end.
+
+    Args:
+        gathered: all weights, where no process holds a whole model.
+    """
+    folder = Path(str(trainer.args.output_dir))
+    history = trainer.state.log_history
+    save_results(trainer, recipe, folder, gathered)
+    with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
+        for entry in history:
+            log.write(json.dumps(entry) + "\n")
+    plot_losses(history, folder / "loss.png")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def save_results(
+    trainer: RecipeTrainer, recipe: RecipeArguments, folder: Path, gathered: Weights | None = None
+) -> None:
+    """Write below the folder what the recipe's `save` names.
+
+    Args:
+        gathered: all weights, where no process holds a whole model.
+    """
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    processor: Any = trainer.processing_class
+    if "adapter" in recipe.save:
+        model.save_pretrained(folder / "adapter", state_dict=gathered)
+    if recipe.save == ["adapter"]:
+        return
+    weights = gathered
+    if weights is None:
+        if hasattr(model, "peft_config"):
+            model = model.merge_and_unload()
+        weights = dict(model.state_dict())
+    dtype = getattr(torch, recipe.model_dtype)
+    if "model" in recipe.save:
+        _save_model(model, weights, dtype, folder)
+    if "mlp1" in recipe.save:
+        _save_projector(model, weights, dtype, folder / "mlp1")
+        processor.tokenizer.save_pretrained(folder / "mlp1")
+
+
+def _save_model(model: Any, weights: Weights, dtype: torch.dtype, folder: Path) -> None:
+    """Write a complete repository, `model`.
+
+    Files of an earlier run's model must not stay beside new weights, so it is written under another
+    name and takes the other's place when it is whole.
+    """
+    converted = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
+    temporary = folder / "model.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary, state_dict=converted)
+    shutil.rmtree(folder / "model", ignore_errors=True)
+    temporary.rename(folder / "model")
+
+
+def _save_projector(model: Any, weights: Weights, dtype: torch.dtype, folder: Path) -> None:
+    """Write the projector's weights, with the model's config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    projector = {}
+    for name, tensor in weights.items():
+        if name.startswith("mlp1."):
+            projector[name] = tensor.detach().to("cpu", dtype).contiguous()
+    save_file(projector, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+
+
+def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
+    """Write a plot of the losses of a Trainer's history as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    losses = losses_of_steps(history)
+    figure, axes = plt.subplots(figsize=(7, 4))
+    axes.plot(list(losses), list(losses.values()))
+    axes.set(xlabel="optimizer step", ylabel="loss of answers", title=path.parent.name)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)

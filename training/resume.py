@@ -1,0 +1,147 @@
+"""Where a training goes on after an interruption, and whether an output directory is this run's.
+
+`run.json` in the output directory describes the run; `checkpoint-*` are what Trainer writes while
+training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from training.recipe import RecipeArguments, TrainingConfig
+
+logger = logging.get_logger(__name__)
+
+# Settings that decide the result of a training, apart from the recipe and the data
+DECISIVE_SETTINGS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "optim",
+    "optim_args",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "num_train_epochs",
+    "max_steps",
+    "max_length",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+    "bf16",
+    "fp16",
+    "neftune_noise_alpha",
+    "label_smoothing_factor",
+)
+# Values of a recipe that may change while a training goes on. The global batch size is described by
+# the samples of a step.
+FREE_VALUES = ("save", "max_broken_share", "global_batch_size")
+
+
+def describe_run(
+    recipe: RecipeArguments, config: TrainingConfig, fingerprint: str
+) -> dict[str, Any]:
+    """What has to stay the same for a training to go on, in JSON's types.
+
+    Args:
+        fingerprint: changes with the data.
+    """
+    described = {**dataclasses.asdict(recipe), "data_fingerprint": fingerprint}
+    for name in DECISIVE_SETTINGS:
+        described[name] = getattr(config, name, None)
+    at_once = config.per_device_train_batch_size * config.world_size
+    described["samples of a step"] = at_once * config.gradient_accumulation_steps
+    for name in FREE_VALUES:
+        del described[name]
+    return json.loads(json.dumps(described, default=str))
+
+
+def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
+    """Check that an output directory is of this run, and write there what it is a run of.
+
+    Raises:
+        ValueError: the directory has checkpoints of another run.
+    """
+    path = Path(folder) / "run.json"
+    if path.exists() and checkpoints_of(folder):
+        before = json.loads(path.read_text())
+        differences = []
+        for name, value in described.items():
+            if before.get(name) != value:
+                differences.append(f"{name} {before.get(name)!r}, now {value!r}")
+        if differences:
+            raise ValueError(
+                f"output_dir={folder} has checkpoints of another run, from which this one cannot "
+                f"go on ({', '.join(differences[:3])}). Use another output_dir, or delete that one."
+            )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def checkpoints_of(folder: str | Path) -> list[Path]:
+    """The checkpoints that Trainer has written below output_dir, by step.
+
+    Any other directory beside them, such as `checkpoint-200-merged`, is the user's own.
+    """
+    checkpoints = []
+    for path in Path(folder).glob("checkpoint-*"):
+        if re.fullmatch(r"checkpoint-\d+", path.name):
+            checkpoints.append(path)
+    return sorted(checkpoints, key=step_of)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """The optimizer step of a checkpoint, from its name."""
+    return int(str(checkpoint).rpartition("-")[2])
+
+
+def last_checkpoint(folder: str | Path) -> str | None:
+    """The newest checkpoint that was written to its end, or None; incomplete ones are removed.
+
+    A checkpoint's trainer_state.json is the last of its files to be written.
+    """
+    last = None
+    for path in checkpoints_of(folder):
+        if _is_complete(path):
+            last = str(path)
+        else:
+            logger.warning(f"{path} was not written to its end; it is removed.")
+            shutil.rmtree(path, ignore_errors=True)
+    return last
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return True
+
+
+def is_at_end(config: TrainingConfig, checkpoint: str | None) -> bool:
+    """Whether a checkpoint is of the last of `max_steps`; from it, Trainer would go one further."""
+    return checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint)
+
+
+def finished(
+    recipe: RecipeArguments, config: TrainingConfig, checkpoint: str | None
+) -> dict[str, Any] | None:
+    """The summary of a run that was finished before, or None if steps or results are missing."""
+    if not is_at_end(config, checkpoint):
+        return None
+    folder = Path(str(config.output_dir))
+    summary = folder / "summary.json"
+    results = [summary, *(folder / name for name in recipe.save)]
+    if not all(path.exists() for path in results):
+        return None
+    return json.loads(summary.read_text())

@@ -1,0 +1,224 @@
+"""What the model trains on: a checked sample becomes token ids, labels and tiles; samples a batch.
+
+Prompts have the tokens that `chat()` gives them, and the loss is on answers only. An answer
+`thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it. An answer
+without `</think>` is learned as one that closes the thinking at once and answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from preprocessor.image_loading import open_image
+from preprocessor.tiling import count_tiles
+from remote_code import conversation
+from training.rows import ChatSample, SampleError, TooLongError, local_path
+
+IGNORED = -100  # the label of tokens without loss, as PyTorch has it
+LONG_SAMPLES = ("fewer_tiles", "drop")
+
+
+class SampleEncoder:
+    """Turns a `ChatSample` into ids, labels and tiles.
+
+    Args:
+        config: `SkyworkChatConfig` of the model.
+        tokenizer, image_processor: those of its repository.
+        max_length: largest number of tokens of a sample.
+        max_tiles: largest number of tiles of an image, thumbnail not counted; by default the image
+            processor's.
+        long_samples: "fewer_tiles" halves the tiles of a sample's images until it fits, and drops
+            it if even one tile for each image is too much; "drop" drops it at once. Nothing is ever
+            cut off.
+
+    Raises:
+        ValueError: an unknown value of long_samples.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: Any,
+        max_length: int,
+        max_tiles: int | None = None,
+        long_samples: str = "fewer_tiles",
+    ) -> None:
+        if long_samples not in LONG_SAMPLES:
+            raise ValueError(
+                f"long_samples={long_samples!r} is unknown; expected 'fewer_tiles' or 'drop'."
+            )
+        self.tokenizer = tokenizer
+        self.image_processor = image_processor
+        self.template = conversation.get_conv_template(config.template)
+        self.tokens_per_tile: int = config.num_image_token
+        self.max_length = max_length
+        self.long_samples = long_samples
+        self.max_tiles: int = max_tiles or image_processor.max_dynamic_patch
+
+    def __call__(self, sample: ChatSample, image_root: str | Path | None = None) -> dict[str, Any]:
+        """The encoded sample.
+
+        Returns:
+            input_ids and labels (int64, length); pixel_values (tiles, 3, side, side), or None
+            without images; fewer_tiles: whether the images have fewer tiles than they would in
+            inference.
+
+        Raises:
+            SampleError: an image that cannot be read.
+            TooLongError: more than `max_length` tokens.
+        """
+        images = [self._open(image, image_root) for image in sample.images]
+        limit, ids, labels = self._fit(sample, images)
+        return {
+            "input_ids": torch.tensor(ids),
+            "labels": torch.tensor(labels),
+            "pixel_values": self._pixel_values(images, limit),
+            "fewer_tiles": limit < self.max_tiles,
+        }
+
+    def _fit(self, sample: ChatSample, images: list[Any]) -> tuple[int, list[int], list[int]]:
+        """The largest number of tiles of an image with which a sample fits, its ids and labels.
+
+        Raises:
+            TooLongError: it does not fit with any.
+        """
+        limit = self.max_tiles
+        while True:
+            tiles = [self.count_tiles(image, limit) for image in images]
+            ids, labels = self.tokens(sample, tiles)
+            if len(ids) <= self.max_length:
+                return limit, ids, labels
+            if limit == 1 or not images or self.long_samples == "drop":
+                raise TooLongError(
+                    f"{len(ids)} tokens with at most {limit} tiles an image; {self.max_length} are "
+                    "allowed"
+                )
+            limit //= 2
+
+    def _pixel_values(self, images: list[Any], limit: int) -> torch.Tensor | None:
+        """The tiles of all images, or None without images."""
+        if not images:
+            return None
+        smallest = min(self.image_processor.min_dynamic_patch, limit)
+        tiled = self.image_processor(
+            images=images, min_dynamic_patch=smallest, max_dynamic_patch=limit
+        )
+        return tiled["pixel_values"]
+
+    def tokens(self, sample: ChatSample, tiles: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Ids and labels of a conversation; labels of prompts are IGNORED.
+
+        Args:
+            tiles: number of tiles of each image.
+        """
+        remaining = [self.tokens_per_tile * count for count in tiles]
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, (question, answer) in enumerate(sample.turns):
+            num_images = min(question.count(conversation.IMAGE_PLACEHOLDER), len(remaining))
+            is_first = number == 0
+            opened = conversation.open_conversation(
+                self.template,
+                conversation.Question(question, num_images),
+                system_message=sample.system if is_first else "",
+            )
+            prompt = conversation.encode_segments(
+                self.tokenizer,
+                opened.segments(remaining[:num_images]),
+                self.template.begin if is_first else "",
+            )
+            reply = conversation.encode_segments(self.tokenizer, self._answer_segments(answer))
+            ids += prompt + reply
+            labels += [IGNORED] * len(prompt) + reply
+            remaining = remaining[num_images:]
+        return ids, labels
+
+    def _answer_segments(self, answer: str) -> list[conversation.Segment]:
+        """An answer as segments, of which its first `</think>` is control."""
+        end = conversation.THINK_END
+        if end not in answer:
+            return [
+                (self.template.skipped_thinking, True),
+                (answer, False),
+                (self.template.sep, True),
+            ]
+        if answer.lstrip().startswith(conversation.THINK_START):
+            # The template opens the thinking itself
+            answer = answer.lstrip().removeprefix(conversation.THINK_START).removeprefix("\n")
+        thinking, _, rest = answer.partition(end)
+        return [(thinking, False), (end, True), (rest, False), (self.template.sep, True)]
+
+    def _open(self, image: Any, image_root: str | Path | None) -> Any:
+        """The PIL image of an entry of a sample's images.
+
+        Raises:
+            SampleError: it cannot be read.
+        """
+        if isinstance(image, dict):  # as `datasets` gives an image that it did not decode
+            image = image.get("bytes") or image.get("path")
+        processor = self.image_processor
+        source = local_path(image, image_root) or image
+        try:
+            return open_image(source, processor.apply_exif_orientation, processor.alpha)
+        except (OSError, ValueError, TypeError) as error:
+            raise SampleError(f"image: {error}") from error
+
+    def count_tiles(self, image: Any, limit: int) -> int:
+        """Tiles of an image, thumbnail included.
+
+        Args:
+            image: anything with a `size` (width, height) in pixels.
+            limit: largest number of tiles, thumbnail not counted.
+        """
+        processor = self.image_processor
+        if not processor.dynamic_image_size:
+            return 1
+        smallest = min(processor.min_dynamic_patch, limit)
+        width, height = image.size
+        return count_tiles(width, height, smallest, limit, processor.size, processor.use_thumbnail)
+
+
+@dataclasses.dataclass
+class Collator:
+    """Pads encoded samples on the right to a batch.
+
+    A batch without images gets one empty tile that is flagged as padding. So the projector takes
+    part in every step, which gradients across processes need.
+
+    Attributes:
+        pad_token_id: fills input_ids; attention_mask and labels leave it out.
+        tile_shape: (3, side, side), in pixels.
+    """
+
+    pad_token_id: int
+    tile_shape: tuple[int, int, int]
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of what `SampleEncoder` gives, as the model's forward takes it."""
+        length = max(len(sample["input_ids"]) for sample in samples)
+        input_ids = torch.full((len(samples), length), self.pad_token_id)
+        labels = torch.full((len(samples), length), IGNORED)
+        attention_mask = torch.zeros(len(samples), length, dtype=torch.int64)
+        tiles = []
+        for row, sample in enumerate(samples):
+            num_tokens = len(sample["input_ids"])
+            input_ids[row, :num_tokens] = sample["input_ids"]
+            labels[row, :num_tokens] = sample["labels"]
+            attention_mask[row, :num_tokens] = 1
+            if sample["pixel_values"] is not None:
+                tiles.append(sample["pixel_values"])
+        pixel_values = torch.cat(tiles) if tiles else torch.zeros(1, *self.tile_shape)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": labels,
+            "pixel_values": pixel_values,
+            "image_flags": torch.full((len(pixel_values),), int(bool(tiles))),
+        }

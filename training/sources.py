@@ -1,0 +1,398 @@
+"""Where samples come from: JSONL files, a table of `datasets`, or a stream of either.
+
+Files and tables give samples by number, in any order; a stream gives them as they come. Each
+encodes a sample when it is asked for, counts those that are broken or too long, and names them by
+file and line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from training.counts import FEWER_TILES, READ, TOO_LONG, Counts
+from training.rows import SampleError, TooLongError, local_path, parse_line, parse_row
+from training.sample_encoder import SampleEncoder
+
+SHOWN_BROKEN_LINES = 10  # in an error
+
+EncodedSample = dict[str, Any]
+Root = str | Path | None  # the directory of relative image paths
+
+
+class Conversations(Dataset):
+    """Samples by number.
+
+    One that turns out broken (an image that does not decode) or too long is counted, and another
+    one, drawn at random, takes its place.
+
+    Attributes:
+        encoder: `SampleEncoder`.
+        counts: `Counts`.
+        fingerprint: changes with the data.
+    """
+
+    encoder: SampleEncoder
+    counts: Counts
+    fingerprint: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def row(self, index: int) -> Any:
+        """The row as it stands in the data."""
+        raise NotImplementedError
+
+    def where(self, index: int) -> str:
+        """What messages call the sample."""
+        raise NotImplementedError
+
+    def root(self, index: int) -> Root:
+        """The directory of relative image paths, or None."""
+        raise NotImplementedError
+
+    def length(self, index: int) -> int:
+        """About how many tokens a sample has, for grouping by length."""
+        raise NotImplementedError
+
+    def encode_line(self, index: int) -> EncodedSample | None:
+        """The encoded sample, or None for one that is counted as broken or too long."""
+        return _encode_and_count(
+            self.encoder,
+            self.counts,
+            lambda: self.row(index),
+            self.root(index),
+            self.where(index),
+            index,
+        )
+
+    def __getitem__(self, index: int) -> EncodedSample:
+        """The encoded sample, or the one that takes its place.
+
+        Raises:
+            SampleError: no sample can be used, or too many are broken.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        for candidate in self._candidates(index):
+            if self.counts.is_unusable(candidate):
+                continue
+            sample = self.encode_line(candidate)
+            if sample is not None:
+                return sample
+        raise SampleError("none of the samples can be used: all are broken or too long")
+
+    def _candidates(self, index: int) -> Iterator[int]:
+        """A sample's number, then those of others that may take its place.
+
+        Their order depends on the sample alone, so that a resumed training reads the same again.
+        """
+        yield index
+        generator = torch.Generator().manual_seed(index)
+        yield from torch.randperm(len(self), generator=generator).tolist()
+
+
+class LinePlace(NamedTuple):
+    """Where a line lies: the number of its file, its offset (bytes), its line number from 1."""
+
+    file: int
+    offset: int
+    number: int
+
+
+class ConversationFile(Conversations):
+    """A JSONL file (or several) whose lines are read from disk in any order.
+
+    Lines are checked when the data set is made: form, roles, and whether image files exist. Only
+    the lines' places are in memory.
+
+    Args:
+        paths: those of the files.
+        encoder: `SampleEncoder`.
+        image_root: directory of relative image paths; None: each file's own directory.
+        max_broken_share: largest share of broken lines; exceeding it raises SampleError.
+
+    Raises:
+        FileNotFoundError: no such file.
+        SampleError: no line at all, or too many broken ones.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        encoder: SampleEncoder,
+        image_root: Root = None,
+        max_broken_share: float = 0.0,
+    ) -> None:
+        self.encoder = encoder
+        self.paths = [Path(path) for path in paths]
+        self.image_root = image_root
+        self._lines: list[LinePlace] = []
+        content = hashlib.blake2b(digest_size=16)
+        broken = []
+        for number, path in enumerate(self.paths):
+            if not path.is_file():
+                raise FileNotFoundError(f"data file {path} does not exist.")
+            broken += self._index_file(number, content)
+        self._judge_broken_lines(broken, max_broken_share)
+        self.counts = Counts(len(self._lines), len(broken), max_broken_share)
+        self.fingerprint = content.hexdigest()
+
+    def _index_file(self, file_number: int, content: Any) -> list[str]:
+        """Note the places of a file's good lines, and describe its broken ones.
+
+        Args:
+            content: the hash of all files, which is updated.
+        """
+        path = self.paths[file_number]
+        broken = []
+        offset = 0
+        with open(path, "rb") as file:
+            for line_number, line in enumerate(file, start=1):
+                content.update(line)
+                if line.strip():
+                    try:
+                        self._check(line, path)
+                        self._lines.append(LinePlace(file_number, offset, line_number))
+                    except SampleError as error:
+                        broken.append(f"{path}, line {line_number}: {error}")
+                offset += len(line)
+        return broken
+
+    def _judge_broken_lines(self, broken: list[str], max_broken_share: float) -> None:
+        """Warn of broken lines, or raise SampleError if they are too many or there is no line."""
+        total = len(self._lines) + len(broken)
+        if not total:
+            raise SampleError(f"no samples in {', '.join(map(str, self.paths))}")
+        if len(broken) > max_broken_share * total:
+            shown = "\n  ".join(broken[:SHOWN_BROKEN_LINES])
+            raise SampleError(
+                f"{len(broken)} of {total} lines are broken; max_broken_share allows a share of "
+                f"{max_broken_share:g}. Mend them or raise it:\n  {shown}"
+            )
+        for message in broken:
+            warnings.warn(f"{message}; skipped", stacklevel=3)
+
+    def _check(self, line: bytes, path: Path) -> None:
+        """Raise SampleError for a line of another form, or whose image files do not exist."""
+        sample = parse_row(parse_line(line))
+        for image in sample.images:
+            file = local_path(image, self._root_of_file(path))
+            if file is not None and not file.is_file():
+                raise SampleError(f"no image file {file}")
+
+    def _root_of_file(self, path: Path) -> str | Path:
+        return self.image_root or path.parent
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def where(self, index: int) -> str:
+        """The path of the file and the number of the line, from 1."""
+        line = self._lines[index]
+        return f"{self.paths[line.file]}, line {line.number}"
+
+    def root(self, index: int) -> Root:
+        """The image root, by default the directory of the line's file."""
+        return self._root_of_file(self.paths[self._lines[index].file])
+
+    def row(self, index: int) -> Any:
+        """The row, read from disk.
+
+        Raises:
+            SampleError: the file has changed and the line is no longer JSON.
+        """
+        line = self._lines[index]
+        with open(self.paths[line.file], "rb") as file:
+            file.seek(line.offset)
+            return parse_line(file.readline())
+
+    def length(self, index: int) -> int:
+        """About how many tokens a sample has, from its text and the headers of its images.
+
+        An image that cannot be read counts nothing here: it is reported when its turn comes.
+        """
+        sample = parse_row(self.row(index))
+        characters = sum(len(question) + len(answer) for question, answer in sample.turns)
+        tokens = characters // 3
+        for image in sample.images:
+            tokens += self._count_tiles(image, self.root(index)) * self.encoder.tokens_per_tile
+        return min(tokens, self.encoder.max_length)
+
+    def _count_tiles(self, image: Any, root: Root) -> int:
+        """Tiles of an image file; 0 for an image that is no file or cannot be read."""
+        path = local_path(image, root)
+        if path is None:
+            return 0
+        try:
+            with Image.open(path) as opened:
+                return self.encoder.count_tiles(opened, self.encoder.max_tiles)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            return 0
+
+
+class ConversationTable(Conversations):
+    """A `datasets.Dataset` of rows as `parse_row` knows them.
+
+    Args:
+        rows: the data set.
+        name: what messages call it.
+        encoder, image_root, max_broken_share: as for `ConversationFile`; by default relative image
+            paths are relative to the working directory.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        name: str,
+        encoder: SampleEncoder,
+        image_root: Root = None,
+        max_broken_share: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.encoder = encoder
+        self.image_root = image_root
+        # Images stay as they are stored. `datasets` would turn photographs by a rule of its own,
+        # and fail on broken ones before they are counted.
+        self.rows = rows.with_format("arrow")
+        self.features = _without_decoding(rows.features)
+        texts = [column for column in rows.column_names if column not in ("image", "images")]
+        self._texts = rows.select_columns(texts)
+        self.counts = Counts(len(rows), 0, max_broken_share)
+        self.fingerprint = f"{name}, {len(rows)} rows, {rows._fingerprint}"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def where(self, index: int) -> str:
+        """The name of the table and the number of the row, from 0."""
+        return f"{self.name}, row {index}"
+
+    def root(self, index: int) -> Root:
+        """The image root, the same for all rows."""
+        return self.image_root
+
+    def row(self, index: int) -> Any:
+        """The row, with its images as they are stored."""
+        table: Any = self.rows[index]
+        return self.features.decode_example(table.to_pylist()[0])
+
+    def length(self, index: int) -> int:
+        """About how many tokens a sample has, from its text, as if each image had all tiles."""
+        row: Any = self._texts[index]
+        messages = [*(row.get("conversations") or []), *(row.get("messages") or [])]
+        text = json.dumps(messages, default=str)
+        tokens_of_image = (self.encoder.max_tiles + 1) * self.encoder.tokens_per_tile
+        tokens = len(text) // 3 + text.count("<image>") * tokens_of_image
+        return min(tokens, self.encoder.max_length)
+
+
+class StreamedConversations:
+    """The samples of a `datasets.IterableDataset`; unusable ones are counted and left out.
+
+    Attributes:
+        dataset: an IterableDataset with one column, "sample"; as many workers can share it as it
+            has shards.
+        counts: `Counts`.
+
+    Args:
+        rows: what `json_lines` gives, or rows as `parse_row` knows them.
+        name: what messages call it.
+        encoder, max_broken_share: as for `ConversationFile`.
+        image_root: directory of relative image paths; None: that of each JSONL file.
+        fingerprint: changes with the data.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        name: str,
+        encoder: SampleEncoder,
+        image_root: Root = None,
+        max_broken_share: float = 0.0,
+        fingerprint: str = "",
+    ) -> None:
+        self.name = name
+        self.encoder = encoder
+        self.image_root = image_root
+        self.fingerprint = fingerprint
+        self.counts = Counts(None, 0, max_broken_share)
+        if rows.features is not None:
+            # Images are decoded by the encoder, where a broken one is counted. Without
+            # `decode(False)` threads of `datasets` would decode them before.
+            rows = rows.decode(False).cast(_without_decoding(rows.features))
+        columns = rows.column_names or list(next(iter(rows)))
+        encoded = rows.map(self._encode, with_indices=True, remove_columns=columns)
+        self.dataset = encoded.filter(lambda row: row["sample"] is not None)
+
+    def _encode(self, row: dict[str, Any], index: int) -> dict[str, EncodedSample | None]:
+        """The encoded sample of a row, or None, as the column "sample"."""
+        root = self.image_root
+        where = f"{self.name}, row {index + 1}"
+        is_line = set(row) == {"path", "number", "line"}
+        if is_line:
+            root = root or Path(row["path"]).parent
+            where = f"{row['path']}, line {row['number']}"
+
+        def read_row() -> Any:
+            """The row, for which a line still has to be parsed."""
+            return parse_line(row["line"]) if is_line else row
+
+        return {"sample": _encode_and_count(self.encoder, self.counts, read_row, root, where)}
+
+
+def _encode_and_count(
+    encoder: SampleEncoder,
+    counts: Counts,
+    read_row: Callable[[], Any],
+    image_root: Root,
+    where: str,
+    line: int | None = None,
+) -> EncodedSample | None:
+    """An encoded sample, or None for one that is counted as broken or too long.
+
+    Args:
+        read_row: gives the row, or raises SampleError.
+        where: what messages call the sample.
+        line: its number in the data set; None in a stream.
+
+    Raises:
+        SampleError: too many samples are broken.
+    """
+    try:
+        sample = encoder(parse_row(read_row()), image_root)
+    except TooLongError:
+        counts.add(TOO_LONG, line)
+        return None
+    except SampleError as error:
+        counts.report_broken(where, error, line)
+        return None
+    counts.add(READ, line)
+    if sample.pop("fewer_tiles"):
+        counts.add(FEWER_TILES, line)
+    return sample
+
+
+def _without_decoding(features: datasets.Features) -> datasets.Features:
+    """Features in which no image or other medium, however deep, is decoded; JSON still is."""
+    return datasets.Features(_feature_without_decoding(dict(features)))
+
+
+def _feature_without_decoding(feature: Any) -> Any:
+    if hasattr(feature, "decode") and not isinstance(feature, datasets.Json):
+        return dataclasses.replace(feature, decode=False)
+    if isinstance(feature, dict):
+        return {name: _feature_without_decoding(inner) for name, inner in feature.items()}
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return dataclasses.replace(feature, feature=_feature_without_decoding(feature.feature))
+    return feature
