@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from evaluation import nano as evaluation
 from remote_code import conversation
-from tasks import draw, samples
+from tasks import charts, draw, samples
+from tasks.drawing import LABELS, Mark, font_paths, label_cells
 from tests import checkpoints
 from training import sft
 from training.nano import data, encoder, pipeline
@@ -121,15 +122,15 @@ def test_shapes_are_apart_and_large_enough(seed):
 
 
 def test_all_fonts_and_kinds_occur():
-    assert len(draw.font_paths()) == 12
+    assert len(font_paths()) == 12
     rng = np.random.default_rng(0)
     answers = {draw.draw_shapes(rng).answer for _ in range(300)}
     assert answers == {str(number) for number in range(1, 10)}
 
 
 def test_labels_of_cells():
-    marks = [draw.Mark(3, (10, 10, 30, 30)), draw.Mark(5, (60, 0, 100, 100))]
-    covering, centred = draw.label_cells(marks, (100, 100), 10, 10)
+    marks = [Mark(3, (10, 10, 30, 30)), Mark(5, (60, 0, 100, 100))]
+    covering, centred = label_cells(marks, (100, 100), 10, 10)
     assert (
         set(np.unique(covering)) == {0, 3, 5}
         and (covering == 3).sum() == 4
@@ -169,10 +170,10 @@ def test_the_example_pictures_exist():
 @given(seed=st.integers(0, 2**32))
 def test_charts_show_what_they_say(seed):
     """Bars are as high as their values, on the axis's own scale; one is the tallest; all is within the picture."""
-    drawing = draw.draw_chart(np.random.default_rng(seed))
+    drawing = charts.draw_chart(np.random.default_rng(seed))
     width, height = drawing.size
-    assert max(drawing.size) <= draw.MAX_CHART_ASPECT * min(drawing.size)
-    bars = [mark for mark in drawing.marks if mark.label == draw.LABELS["bar"]]
+    assert max(drawing.size) <= charts.MAX_CHART_ASPECT * min(drawing.size)
+    bars = [mark for mark in drawing.marks if mark.label == LABELS["bar"]]
     heights = {letter: bar.box[3] - bar.box[1] for letter, bar in zip(drawing.facts, bars)}
     unit = next(iter(heights.values())) / next(iter(drawing.facts.values()))
     for letter, value in drawing.facts.items():
@@ -186,7 +187,7 @@ def test_charts_show_what_they_say(seed):
         assert axis[0][1] - axis[number][1] == pytest.approx(unit * number)
     largest = max(drawing.facts.values())
     assert list(drawing.facts.values()).count(largest) == 1
-    if drawing.question == draw.TALLEST_QUESTION:
+    if drawing.question == charts.TALLEST_QUESTION:
         assert drawing.facts[drawing.answer] == largest
     else:
         assert drawing.facts[drawing.question[-2]] == int(drawing.answer)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from tasks import draw, samples
+from tasks import draw, drawing, samples
 from training.nano.text import STEP_BY_STEP
 
 STREAM = 0xDA7A  # keeps these pictures apart from those of the encoder's training and of evaluation
@@ -44,8 +44,8 @@ def wrong_answer(rng, sample):
     """An answer of the same kind that is another one."""
     if sample.answer in ("first", "second", "equal"):
         choices = ("first", "second", "equal")
-    elif sample.answer in draw.LETTERS:
-        choices = draw.LETTERS
+    elif sample.answer in drawing.LETTERS:
+        choices = drawing.LETTERS
     elif sample.answer.lstrip("-").isdigit():
         choices = [str(int(sample.answer) + step) for step in (-3, -2, -1, 1, 2, 3)]
     else:  # a description: that of another picture

@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from remote_code import configuration_skywork_chat, modeling_intern_vit
-from tasks import draw, samples
+from tasks import draw, drawing, samples
 from training.nano.loop import Log, optimizers_for, schedule, step
 
 ROOT = Path(__file__).resolve().parents[2]
-LABELS = len(draw.LABELS) + 1
+LABELS = len(drawing.LABELS) + 1
 CONFIG = {
     "model_type": "skywork_vision",
     "hidden_size": 256,
