@@ -149,8 +149,10 @@ def draw_calculation(rng: np.random.Generator, sides: tuple[int, int] = CANVAS_S
             break
     font = load_font(path, int(rng.integers(smallest, largest + 1)))
     left, upper, right, lower = font.getbbox(text)
-    x = int(rng.integers(0, max(size[0] - (right - left), 0) + 1)) - left
-    y = int(rng.integers(0, max(size[1] - (lower - upper), 0) + 1)) - upper
+    free_across = int(max(size[0] - (right - left), 0))
+    free_down = int(max(size[1] - (lower - upper), 0))
+    x = int(rng.integers(0, free_across + 1)) - left
+    y = int(rng.integers(0, free_down + 1)) - upper
     sketch = Sketch(size, random_background(rng))
     ink = random_ink(rng, sketch.background, 0.35)
     sketch.add("text", (x, y), ink, text=text, font=font)
@@ -265,8 +267,9 @@ def count_words(counts: Sequence[int]) -> str:
     """The number of each of SHAPES in words, and their sum."""
     parts = []
     for count, name in zip(counts, SHAPES):
-        plural = "s" * (count != 1)
-        parts.append(f"{count} {name}{plural}")
+        if count != 1:
+            name += "s"
+        parts.append(f"{count} {name}")
     total = sum(counts)
     return (
         f"I see {parts[0]}, {parts[1]} and {parts[2]}. "

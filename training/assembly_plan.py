@@ -467,10 +467,10 @@ class AssemblyPlan:
             if source_name not in checkpoint.names:
                 missing.append(f"{source_name} in {checkpoint.folder}")
         if missing:
-            ellipsis = ", …" * (len(missing) > 3)
-            raise ValueError(
-                f"{len(missing)} tensors are missing: {', '.join(missing[:3])}{ellipsis}"
-            )
+            shown = ", ".join(missing[:3])
+            if len(missing) > 3:
+                shown += ", …"
+            raise ValueError(f"{len(missing)} tensors are missing: {shown}")
         for name in self.shapes:
             self._check_shape(name)
         for checkpoint, taken in names_by_checkpoint.items():
