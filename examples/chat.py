@@ -1,14 +1,18 @@
 """Ask a checkpoint about images, thinking and answer printed as they come.
 
-    python examples/chat.py                                    # the nano checkpoint, about a shipped image
-    python examples/chat.py --model Skywork/Skywork-R1V-38B --image a.jpg b.jpg --question "What changed?"
+    python examples/chat.py                                    # nano, about a shipped image
+    python examples/chat.py --model Skywork/Skywork-R1V-38B --image a.jpg b.jpg \\
+        --question "What changed?"
 
 `make chat` calls it with MODEL=, IMAGE= and QUESTION=.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -18,76 +22,114 @@ ROOT = Path(__file__).resolve().parents[1]
 NANO = ROOT / "nano"
 DEFAULT_IMAGE = ROOT / "examples" / "images" / "calculation_1.png"
 DEFAULT_QUESTION = "What is the result of the calculation in the image?"
+QUESTION_FOR_OTHER_MODELS = "Describe this image."
+MAX_NEW_TOKENS = 8192
 
 
 class PrintedAnswer(TextStreamer):
     """Prints the answer as it is generated, under headings for thinking and answer."""
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         print("Thinking:")
 
-    def on_finalized_text(self, text, stream_end=False):
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Print the next part of the answer."""
         text = text.replace("</think>", "\nFinal answer:")
         print(text, end="\n" if stream_end else "", flush=True)
 
 
-def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse_arguments() -> argparse.Namespace:
+    """The arguments of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default=str(NANO), help="a directory or a Hub id")
     parser.add_argument(
         "--image", nargs="*", help="image files or URLs; none for a question about text"
     )
-    parser.add_argument("--question")
+    parser.add_argument("--question", help="what is asked; by default about the shipped image")
     parser.add_argument(
         "--max-new-tokens", type=int, help="default: 8192, at most half of the context"
     )
     return parser.parse_args()
 
 
-def is_nano(path):
+def is_nano(path: str) -> bool:
+    """Whether a path is that of the nano checkpoint."""
     return Path(path).resolve() == NANO
 
 
-def load(path):
-    """(model, tokenizer, generation config) on the GPUs, split over them, or on the CPU."""
-    on_gpu = torch.cuda.is_available()
-    model = AutoModel.from_pretrained(
-        path,
-        torch_dtype=torch.bfloat16 if on_gpu else torch.float32 if is_nano(path) else "auto",
-        device_map="split" if on_gpu else None,
-        trust_remote_code=True,
-    ).eval()
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+def check_model(path: str) -> None:
+    """Check that a model is a directory, or can be a Hub id.
+
+    Raises:
+        FileNotFoundError: it looks like a directory that does not exist.
+    """
+    could_be_hub_id = path.count("/") == 1 and not path.startswith((".", "/", "~"))
+    if not Path(path).is_dir() and not could_be_hub_id:
+        raise FileNotFoundError(f"MODEL={path}: no such directory.")
+
+
+def check_images(images: list[str]) -> None:
+    """Check that images that are no URLs are files.
+
+    Raises:
+        FileNotFoundError: one is not.
+    """
+    for image in images:
+        is_url = image.startswith(("http://", "https://"))
+        if not is_url and not Path(image).is_file():
+            raise FileNotFoundError(f"IMAGE={image}: no such image file.")
+
+
+def images_and_question(arguments: argparse.Namespace) -> tuple[list[str], str]:
+    """What is asked about what; the shipped image where the command line names neither."""
+    if arguments.image is None and arguments.question is None:
+        return [str(DEFAULT_IMAGE)], DEFAULT_QUESTION
+    question = arguments.question
+    if not question:
+        question = DEFAULT_QUESTION if is_nano(arguments.model) else QUESTION_FOR_OTHER_MODELS
+    return arguments.image or [], question
+
+
+def load(path: str) -> tuple[Any, Any, GenerationConfig]:
+    """(model, tokenizer, generation config) on the GPUs, split over them, or on the CPU.
+
+    Raises:
+        OSError: there is no such model, with its path.
+    """
+    dtype: Any = "auto"
+    device_map = None
+    if torch.cuda.is_available():
+        dtype = torch.bfloat16
+        device_map = "split"
+    elif is_nano(path):
+        dtype = torch.float32
+    try:
+        model = AutoModel.from_pretrained(
+            path, torch_dtype=dtype, device_map=device_map, trust_remote_code=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    except OSError as error:
+        raise OSError(f"MODEL={path} could not be loaded: {error}") from error
     try:
         generation_config = GenerationConfig.from_pretrained(path)
     except OSError:  # a checkpoint without the file
         generation_config = GenerationConfig(do_sample=False)
-    return model, tokenizer, generation_config
+    return model.eval(), tokenizer, generation_config
 
 
-def main():
+def main() -> None:
+    """Ask a checkpoint as the command line says, and print thinking and answer."""
     arguments = parse_arguments()
-    path = arguments.model
-    if not Path(path).is_dir() and (path.startswith((".", "/", "~")) or path.count("/") != 1):
-        raise FileNotFoundError(f"MODEL={path}: no such directory.")
-    is_default = arguments.image is None and arguments.question is None
-    images = [str(DEFAULT_IMAGE)] if is_default else arguments.image or []
-    for image in images:
-        if not image.startswith(("http://", "https://")) and not Path(image).is_file():
-            raise FileNotFoundError(f"IMAGE={image}: no such image file.")
-    question = arguments.question or (
-        DEFAULT_QUESTION if is_default or is_nano(path) else "Describe this image."
-    )
-    try:
-        model, tokenizer, generation_config = load(path)
-    except OSError as error:
-        raise OSError(f"MODEL={path} could not be loaded: {error}") from error
-    half = model.config.llm_config.max_position_embeddings // 2
-    generation_config.max_new_tokens = arguments.max_new_tokens or min(8192, half)
+    check_model(arguments.model)
+    images, question = images_and_question(arguments)
+    check_images(images)
+    model, tokenizer, generation_config = load(arguments.model)
+    half_of_context = model.config.llm_config.max_position_embeddings // 2
+    default_length = min(MAX_NEW_TOKENS, half_of_context)
+    generation_config.max_new_tokens = arguments.max_new_tokens or default_length
     print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
-    streamer = PrintedAnswer(tokenizer)
-    options = {"streamer": streamer, **generation_config.to_diff_dict()}
+    options = {"streamer": PrintedAnswer(tokenizer), **generation_config.to_diff_dict()}
     options.pop("transformers_version", None)
     model.chat(tokenizer, images or None, question, options)
 

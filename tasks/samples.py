@@ -1,29 +1,42 @@
 """The nano tasks as tiles with labels, as words, and as questions with answers.
 
-A *transcription* of a tile is what a reader would note down of it: one word for each of its `TOKENS_PER_TILE` visual
-tokens, the marks from left to right, then "empty". The vision encoder learns to write it (`training.nano.encoder`),
-and the language models learn to read it as text (`training.nano.text`); the projector is all that is left to connect
-them.
+A *transcription* of a tile is what a reader would note down of it: one word for each of its
+`TOKENS_PER_TILE` visual tokens, the marks from left to right, then "empty". The vision encoder
+learns to write it (`training.nano.encoder`), and the language models learn to read it as text
+(`training.nano.text`); the projector is all that is left to connect them.
+
+The order in which random numbers are taken must not change: a seed has to give the same samples as
+ever, because the shipped checkpoint was trained, and is scored, on those of certain seeds.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from preprocessor.tiling import select_grid, tile_boxes
-from tasks import draw
+from tasks import charts, draw
+from tasks.drawing import LETTERS, SHAPES, Box, Drawing, Mark, Size, label_cells
 
 TILE_SIZE = 112  # pixels
 MAX_TILES = 6
 TOKENS_PER_TILE = 16
 CELLS_PER_TILE = 16  # label cells along a side: two per patch of 14 pixels
 
-EMPTY, UNKNOWN = "empty", "bar"  # UNKNOWN: a bar whose top or axis is not in the tile
-WORDS = (EMPTY, *"0123456789+-×", *draw.SHAPES, *draw.LETTERS, UNKNOWN)
+EMPTY = "empty"
+UNKNOWN = "bar"  # a bar whose top or axis is not in the tile
+WORDS = (EMPTY, *"0123456789+-×", *SHAPES, *LETTERS, UNKNOWN)
 WORD_INDEX = {word: index for index, word in enumerate(WORDS)}
+# Words that are taken for each other where a transcription is misread.
+CONFUSED_WORDS = (tuple("0123456789"), tuple("+-×"), SHAPES, tuple(LETTERS))
+NUM_MISTAKES = 4  # kinds of mistakes in a transcription; see `misread`
 
-# The first of each list is asked most; the others keep the model from hanging on one wording
-QUESTIONS = {
+# Other wordings of each question, which keep the model from hanging on one.
+OTHER_WORDINGS = {
     draw.CALCULATION_QUESTION: (
         "What is the result?",
         "Calculate.",
@@ -36,8 +49,8 @@ QUESTIONS = {
         "How many shapes do you see?",
         "How many shapes are in this picture?",
     ),
-    draw.TALLEST_QUESTION: ("Which bar is the highest?", "Which letter has the tallest bar?"),
-    draw.VALUE_QUESTION: ("How high is bar {}?", "What value does bar {} have?"),
+    charts.TALLEST_QUESTION: ("Which bar is the highest?", "Which letter has the tallest bar?"),
+    charts.VALUE_QUESTION: ("How high is bar {}?", "What value does bar {} have?"),
 }
 PAIR_QUESTION = "Which image shows more shapes, the first or the second?"
 DESCRIBE_QUESTION = "What is in the image?"
@@ -46,211 +59,341 @@ PAIR_SIDES = (100, 600)  # pixels
 
 @dataclasses.dataclass
 class Sample:
-    """A question about any number of drawings, with both ways to answer."""
+    """A question about any number of drawings, with both ways to answer.
 
-    drawings: list
+    Attributes:
+        drawings: in the order of the question's images.
+        question: without placeholders for the images.
+        thinking: the reasoning that leads to the answer.
+        answer: to the question.
+    """
+
+    drawings: list[Drawing]
     question: str
     thinking: str
     answer: str
 
     @property
-    def images(self):
+    def images(self) -> list[Image.Image]:
+        """The pictures, RGB."""
         return [drawing.image for drawing in self.drawings]
 
 
-def reasoned(sample):
+def reasoned(sample: Sample) -> str:
     """The answer after thinking, as it follows `<think>\\n`: R1V's form."""
     return f"{sample.thinking}\n</think>\n\nAnswer: \\boxed{{{sample.answer}}}"
 
 
-def direct(sample):
+def direct(sample: Sample) -> str:
     """The answer without thinking, as it follows `<think>\\n`."""
     return f"\n</think>\n\nAnswer: \\boxed{{{sample.answer}}}"
 
 
-def phrase(rng, question):
+# -- questions with answers ------------------------------------------------------------------------
+
+
+def phrase(rng: np.random.Generator, question: str) -> str:
     """The question, or now and then another wording of it."""
-    letter = question[-2] if question.startswith(draw.VALUE_QUESTION[:-3]) else ""
-    others = QUESTIONS[draw.VALUE_QUESTION if letter else question]
-    return question if rng.random() < 0.75 else others[rng.integers(len(others))].format(letter)
+    form = question
+    letter = ""
+    if question.startswith(charts.VALUE_QUESTION.removesuffix("{}?")):
+        form = charts.VALUE_QUESTION
+        letter = question[-2]
+    if rng.random() < 0.75:
+        return question
+    others = OTHER_WORDINGS[form]
+    return others[rng.integers(len(others))].format(letter)
 
 
-def _of_drawing(rng, drawing, wordings):
-    question = phrase(rng, drawing.question) if wordings else drawing.question
+def _of_drawing(rng: np.random.Generator, drawing: Drawing, wordings: bool) -> Sample:
+    question = drawing.question
+    if wordings:
+        question = phrase(rng, question)
     return Sample([drawing], question, drawing.thinking, drawing.answer)
 
 
-def calculation(rng, wordings=False):
+def calculation(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """A calculation; with `wordings` it may be asked for in other words."""
     return _of_drawing(rng, draw.draw_calculation(rng), wordings)
 
 
-def counting(rng, wordings=False):
+def counting(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Shapes to count; with `wordings` it may be asked in other words."""
     return _of_drawing(rng, draw.draw_shapes(rng), wordings)
 
 
-def chart(rng, wordings=False):
-    return _of_drawing(rng, draw.draw_chart(rng), wordings)
+def chart(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """A bar chart; with `wordings` it may be asked about in other words."""
+    return _of_drawing(rng, charts.draw_chart(rng), wordings)
 
 
-def pair(rng, wordings=False):
-    """Two pictures with shapes; one time in four with equally many."""
+def pair(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Two pictures with shapes, one time in four with equally many.
+
+    Args:
+        wordings: has no effect, because there is one wording of this question.
+    """
     first = int(rng.integers(1, 10))
     others = [count for count in range(1, 10) if count != first]
-    second = first if rng.random() < 0.25 else int(others[rng.integers(len(others))])
+    second = first
+    if rng.random() >= 0.25:
+        second = int(others[rng.integers(len(others))])
     drawings = [draw.draw_shapes(rng, PAIR_SIDES, count) for count in (first, second)]
-    answer = "equal" if first == second else "first" if first > second else "second"
-    relation = {"equal": "as many as", "first": "more than", "second": "less than"}[answer]
-    thinking = f"First: {drawings[0].thinking} Second: {drawings[1].thinking} {first} is {relation} {second}."
+    answer, relation = _compare(first, second)
+    thinking = (
+        f"First: {drawings[0].thinking} Second: {drawings[1].thinking} "
+        f"{first} is {relation} {second}."
+    )
     return Sample(drawings, PAIR_QUESTION, thinking, answer)
 
 
-FAMILIES = {"calculation": calculation, "counting": counting, "two images": pair, "charts": chart}
+def _compare(first: int, second: int) -> tuple[str, str]:
+    """Which of two numbers is larger, and what the first is to the second, in words."""
+    if first == second:
+        return "equal", "as many as"
+    if first > second:
+        return "first", "more than"
+    return "second", "less than"
 
 
-def description(rng, wordings=False):
-    """What is in the picture, in words: no task, but every mark counts for the answer."""
-    drawing = draw.KINDS[rng.integers(3)](rng)
-    if isinstance(drawing.facts, dict):
-        answer = ", ".join(f"{letter} {value}" for letter, value in drawing.facts.items())
-    elif isinstance(drawing.facts[1], str):
-        answer = "{} {} {}".format(*drawing.facts)
-    else:
-        answer = draw.count_words(drawing.facts).split(".")[0].removeprefix("I see ")
+def description(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """What is in the picture, in words: no task, but every mark counts for the answer.
+
+    Args:
+        wordings: has no effect, because there is one wording of this question.
+    """
+    draw_kind = draw.KINDS[rng.integers(3)]
+    drawing = draw_kind(rng)
+    answer = describe(drawing)
     return Sample([drawing], DESCRIBE_QUESTION, "I look at the image.", answer)
 
 
-def bare_calculation(rng):
-    """A calculation in the question itself, without a picture."""
+def describe(drawing: Drawing) -> str:
+    """What a drawing shows, in words."""
+    facts = drawing.facts
+    if isinstance(facts, dict):
+        return ", ".join(f"{letter} {value}" for letter, value in facts.items())
+    if drawing.question == draw.CALCULATION_QUESTION:
+        left, sign, right = facts
+        return f"{left} {sign} {right}"
+    return draw.count_words(facts).split(".")[0].removeprefix("I see ")
+
+
+def bare_calculation(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """A calculation in the question itself, without a picture.
+
+    Args:
+        wordings: has no effect, because both wordings of this question are always asked.
+    """
     left, sign, right = draw.random_operands(rng)
     thinking, result = draw.solve(left, sign, right)
-    question = ("What is {}?", "Calculate {}.")[rng.integers(2)]
-    return Sample([], question.format(f"{left} {sign} {right}"), thinking, str(result))
+    wording = ("What is {}?", "Calculate {}.")[rng.integers(2)]
+    question = wording.format(f"{left} {sign} {right}")
+    return Sample([], question, thinking, str(result))
 
 
-def grid(drawing):
+Family = Callable[..., Sample]
+FAMILIES: dict[str, Family] = {
+    "calculation": calculation,
+    "counting": counting,
+    "two images": pair,
+    "charts": chart,
+}
+
+
+# -- tiles -----------------------------------------------------------------------------------------
+
+
+def grid(drawing: Drawing) -> tuple[int, int]:
     """(columns, rows) of tiles that the image processor cuts the drawing into."""
-    return select_grid(*drawing.size, 1, MAX_TILES, TILE_SIZE)
+    width, height = drawing.size
+    return select_grid(width, height, 1, MAX_TILES, TILE_SIZE)
 
 
-def regions(drawing):
-    """The boxes of the drawing, in its pixels, that its tiles show; with more than one the thumbnail's comes last."""
+def regions(drawing: Drawing) -> list[Box]:
+    """The boxes of the drawing, in its pixels, that its tiles show.
+
+    With more than one tile the thumbnail's comes last.
+    """
     columns, rows = grid(drawing)
     width, height = drawing.size
-    boxes = [
-        (
-            left * width / columns,
-            upper * height / rows,
-            right * width / columns,
-            lower * height / rows,
-        )
-        for left, upper, right, lower in tile_boxes(columns, rows, 1)
-    ]
-    return boxes + [(0, 0, width, height)] if len(boxes) > 1 else boxes
+    boxes: list[Box] = []
+    for left, upper, right, lower in tile_boxes(columns, rows, 1):
+        across = (left * width / columns, right * width / columns)
+        down = (upper * height / rows, lower * height / rows)
+        boxes.append((across[0], down[0], across[1], down[1]))
+    if len(boxes) > 1:
+        boxes.append((0, 0, width, height))
+    return boxes
 
 
-def transcribe(marks, region, size):
-    """The words of the marks whose middle lies in a region, from left to right, filled up with EMPTY."""
-    left, upper, right, lower = region
+class LabelledTiles(NamedTuple):
+    """The tiles of a drawing, with what they show; a thumbnail comes last.
+
+    Attributes:
+        pixels: uint8 (tiles, side, side, 3).
+        covering: int64 (tiles, cells, cells), see `drawing.label_cells`.
+        centred: int64 (tiles, cells, cells), see `drawing.label_cells`.
+        words: int64 (tiles, TOKENS_PER_TILE), indices of WORDS.
+    """
+
+    pixels: np.ndarray
+    covering: np.ndarray
+    centred: np.ndarray
+    words: np.ndarray
+
+
+def cut_tiles(drawing: Drawing) -> LabelledTiles:
+    """A drawing as the image processor cuts it, with the labels of every tile."""
+    columns, rows = grid(drawing)
+    pictures = _cut_picture(drawing.image, columns, rows)
+    covering, centred = label_cells(
+        drawing.marks, drawing.size, columns * CELLS_PER_TILE, rows * CELLS_PER_TILE
+    )
+    coverings = []
+    centreds = []
+    for left, upper, right, lower in tile_boxes(columns, rows, CELLS_PER_TILE):
+        coverings.append(covering[upper:lower, left:right])
+        centreds.append(centred[upper:lower, left:right])
+    if len(pictures) > 1:
+        pictures.append(drawing.image.resize((TILE_SIZE, TILE_SIZE)))
+        covering, centred = label_cells(drawing.marks, drawing.size, CELLS_PER_TILE, CELLS_PER_TILE)
+        coverings.append(covering)
+        centreds.append(centred)
+    pixels = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
+    words = [_indices_of(words) for words in transcriptions(drawing)]
+    return LabelledTiles(pixels, np.stack(coverings), np.stack(centreds), np.array(words))
+
+
+def _cut_picture(image: Image.Image, columns: int, rows: int) -> list[Image.Image]:
+    """The tiles of a picture, without a thumbnail."""
+    resized = image.resize((columns * TILE_SIZE, rows * TILE_SIZE))
+    return [resized.crop(box) for box in tile_boxes(columns, rows, TILE_SIZE)]
+
+
+def _indices_of(words: list[str]) -> list[int]:
+    return [WORD_INDEX[word] for word in words]
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def transcribe(marks: list[Mark], region: Box, size: Size) -> list[str]:
+    """The words of the marks whose middle lies in a region, from left to right.
+
+    Args:
+        marks: of a drawing.
+        region: of the drawing, in its pixels.
+        size: (width, height) of the drawing in pixels.
+
+    Returns:
+        TOKENS_PER_TILE words, EMPTY after the last one.
+    """
+    with_words = [mark for mark in marks if mark.words]
+    with_words.sort(key=lambda mark: mark.middle[0])
     words = []
-    for mark in sorted((mark for mark in marks if mark.words), key=lambda mark: mark.middle[0]):
-        # A mark at the very border of the picture belongs to the last tile
-        x, y = (
-            min(max(mark.middle[0], 0), size[0] - 1e-6),
-            min(max(mark.middle[1], 0), size[1] - 1e-6),
-        )
+    for mark in with_words:
+        # A mark at the very border of the picture belongs to the last tile.
+        x = min(max(mark.middle[0], 0), size[0] - 1e-6)
+        y = min(max(mark.middle[1], 0), size[1] - 1e-6)
+        left, upper, right, lower = region
         if not (left <= x < right and upper <= y < lower):
             continue
         words.append(mark.words[0])
-        if mark.seen_with is not None:
-            box = mark.seen_with
-            seen = left <= box[0] and upper <= box[1] + 1 and box[2] <= right and box[3] <= lower
-            words.append(mark.words[1] if seen else UNKNOWN)
+        if mark.seen_with is None:
+            continue
+        if _is_in_sight(mark.seen_with, region):
+            words.append(mark.words[1])
+        else:
+            words.append(UNKNOWN)
     return words + [EMPTY] * (TOKENS_PER_TILE - len(words))
 
 
-def transcriptions(drawing):
+def _is_in_sight(box: Box, region: Box) -> bool:
+    """Whether a box lies in a region; its upper edge may be a pixel above."""
+    left, upper, right, lower = region
+    is_across = left <= box[0] and box[2] <= right
+    is_down = upper <= box[1] + 1 and box[3] <= lower
+    return is_across and is_down
+
+
+def transcriptions(drawing: Drawing) -> list[list[str]]:
     """The words of every tile."""
     return [transcribe(drawing.marks, region, drawing.size) for region in regions(drawing)]
 
 
-def cut_tiles(drawing):
-    """A drawing as the image processor cuts it, with the labels of every tile.
+def word_text(word: str) -> str:
+    """A word as text that is one token: digits stand alone, everything else takes a space along."""
+    if word.isdigit():
+        return word
+    return f" {word}"
 
-    Returns:
-        uint8 tiles (tiles, side, side, 3), two int64 arrays (tiles, cells, cells), see `draw.label_cells`, and the
-        words' indices, int64 (tiles, TOKENS_PER_TILE). With more than one tile a thumbnail comes last.
+
+def misread(rng: np.random.Generator, words: list[str], rate: float) -> list[str]:
+    """A transcription with mistakes.
+
+    Args:
+        words: of a tile.
+        rate: how often each of four mistakes happens to a word: it is lost, doubled, swapped with
+            the word before, or taken for another one. At 0 no random number is taken.
     """
-    image = drawing.image
-    columns, rows = grid(drawing)
-    resized = image.resize((columns * TILE_SIZE, rows * TILE_SIZE))
-    pictures = [resized.crop(box) for box in tile_boxes(columns, rows, TILE_SIZE)]
-    covering, centred = draw.label_cells(
-        drawing.marks, image.size, columns * CELLS_PER_TILE, rows * CELLS_PER_TILE
-    )
-    labels = [
-        (covering[upper:lower, left:right], centred[upper:lower, left:right])
-        for left, upper, right, lower in tile_boxes(columns, rows, CELLS_PER_TILE)
-    ]
-    if len(pictures) > 1:
-        pictures.append(image.resize((TILE_SIZE, TILE_SIZE)))
-        labels.append(draw.label_cells(drawing.marks, image.size, CELLS_PER_TILE, CELLS_PER_TILE))
-    tiles = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
-    words = np.array([[WORD_INDEX[word] for word in tile] for tile in transcriptions(drawing)])
-    return (
-        tiles,
-        np.stack([label[0] for label in labels]),
-        np.stack([label[1] for label in labels]),
-        words,
-    )
-
-
-def word_text(word):
-    """A word as text that is one token: digits are always alone, everything else takes a space along."""
-    return word if word.isdigit() else f" {word}"
-
-
-def misread(rng, words, rate):
-    """A transcription with mistakes: at that rate each, words are lost, doubled, swapped, or taken for another one."""
-    classes = ("0123456789", "+-×", draw.SHAPES, draw.LETTERS)
-    heard = []
+    heard: list[str] = []
     for word in words:
         if word == EMPTY:
             break
-        slip = rng.random() / rate if rate else 4
-        if slip < 1:
+        mistake = float(NUM_MISTAKES)
+        if rate:
+            mistake = rng.random() / rate
+        if mistake < 1:
             continue
-        if slip < 2:
-            heard.append(word)
-        elif slip < 3 and heard:
+        if mistake < 2:
+            heard += [word, word]
+        elif mistake < 3 and heard:
             heard.insert(-1, word)
-            continue
-        elif slip < 4:
-            others = next((group for group in classes if word in group), (word,))
-            word = others[rng.integers(len(others))]
-        heard.append(word)
+        elif mistake < NUM_MISTAKES:
+            heard.append(_other_word(rng, word))
+        else:
+            heard.append(word)
     return (heard + [EMPTY] * TOKENS_PER_TILE)[:TOKENS_PER_TILE]
 
 
-def described(rng, sample, exact=False):
-    """The question with words in place of its pictures: the transcriptions of their tiles, a few words misread.
+def _other_word(rng: np.random.Generator, word: str) -> str:
+    """A word that is taken for this one, which can be the word itself."""
+    candidates = (word,)
+    for group in CONFUSED_WORDS:
+        if word in group:
+            candidates = group
+    return candidates[rng.integers(len(candidates))]
 
-    A thumbnail shows everything, but many small shapes in it are easily miscounted; tiles cut things at their borders. So
-    the reader learns to weigh the two.
+
+def described(rng: np.random.Generator, sample: Sample, exact: bool = False) -> str:
+    """The question with words in place of its pictures: transcriptions, a few words misread.
+
+    A thumbnail shows everything, but many small shapes in it are easily miscounted; tiles cut
+    things at their borders. So the reader learns to weigh the two.
 
     Args:
         exact: no words are misread.
     """
-    lines = []
+    text = ""
     for drawing in sample.drawings:
+        rate_in_thumbnail = 0.005
+        if drawing.question == draw.COUNTING_QUESTION:
+            rate_in_thumbnail = 0.015
         tiles = transcriptions(drawing)
-        in_thumbnail = 0.015 if drawing.question == draw.COUNTING_QUESTION else 0.005
-        rates = [0.0] * len(tiles) if exact else [0.01] * (len(tiles) - 1) + [in_thumbnail]
-        read = [misread(rng, words, rate) for words, rate in zip(tiles, rates)]
-        lines.append("[" + "".join(word_text(word) for words in read for word in words) + "]\n")
-    return "".join(lines) + sample.question
+        text += "["
+        for number, words in enumerate(tiles, start=1):
+            rate = 0.01
+            if number == len(tiles):
+                rate = rate_in_thumbnail
+            if exact:
+                rate = 0.0
+            text += "".join(map(word_text, misread(rng, words, rate)))
+        text += "]\n"
+    return text + sample.question
 
 
-TEXT_SHARES = {
+TEXT_SHARES: dict[Family, float] = {
     calculation: 0.22,
     counting: 0.16,
     pair: 0.24,
@@ -260,9 +403,9 @@ TEXT_SHARES = {
 }
 
 
-def text_sample(rng):
+def text_sample(rng: np.random.Generator) -> Sample:
     """A sample of any kind, its pictures put into words."""
     kinds = list(TEXT_SHARES)
     kind = kinds[rng.choice(len(kinds), p=list(TEXT_SHARES.values()))]
-    sample = kind(rng) if kind is bare_calculation else kind(rng, wordings=True)
+    sample = kind(rng, wordings=True)
     return dataclasses.replace(sample, question=described(rng, sample))

@@ -1,4 +1,7 @@
-"""Repositories put together from parts: complete, loadable, equal to their sources; one clear error for each misfit."""
+"""Repositories put together from parts.
+
+They are complete, can be loaded, and are equal to their sources; each misfit is one clear error.
+"""
 
 import errno
 import json
@@ -61,7 +64,10 @@ def parts(tmp_path_factory):
 
 
 def test_a_repository_from_parts_works(parts):
-    """AutoModel, tokenizer and processor load it; the tensors are the sources', the image tokens the mean."""
+    """AutoModel, tokenizer and processor load it, and its tensors are those of the sources.
+
+    The embeddings of the image tokens are the mean of the others.
+    """
     model = AutoModel.from_pretrained(
         parts / "whole", trust_remote_code=True, torch_dtype=torch.bfloat16
     ).eval()
@@ -96,7 +102,10 @@ def test_a_repository_from_parts_works(parts):
 
 
 def test_the_config_reads_alike_on_every_version(parts):
-    """No key that only transformers 5 writes: 4.37 would silently take another rotary base."""
+    """The config has no key that only transformers 5 writes.
+
+    Version 4.37 would silently take another rotary base.
+    """
     config = json.loads((parts / "whole" / "config.json").read_text())
     assert (
         config["llm_config"]["rope_theta"] == 1e6 and "rope_parameters" not in config["llm_config"]
@@ -108,7 +117,10 @@ def test_the_config_reads_alike_on_every_version(parts):
 
 
 def test_swapping_the_language_model(parts, tmp_path):
-    """Vision encoder and projector stay, the other child comes in, and its logits on text are its own, bit for bit."""
+    """Vision encoder and projector stay, and the other child comes in.
+
+    Its logits on text are its own, bit for bit: the same layers run on the same shapes.
+    """
     notes = assemble(
         tmp_path / "swapped", parts / "whole", parts / "reasoning", mlp1=parts / "whole"
     )
@@ -135,7 +147,7 @@ def test_swapping_the_language_model(parts, tmp_path):
 
 
 def test_language_model_of_a_repository(parts, tmp_path):
-    """A language model can be taken from a repository, whose image tokens are there already."""
+    """A language model can be taken from a repository, which has the image tokens already."""
     notes = assemble(tmp_path / "again", parts / "vision", parts / "whole", mlp1=parts / "whole")
     assert not any("appended" in note for note in notes)
     first, second = (
@@ -179,12 +191,16 @@ def test_new_projectors_follow_the_seed(parts, tmp_path):
 
 
 def test_new_projectors_give_features_of_the_size_of_embeddings(parts):
-    """Text of 0.02 (root mean square); without scaling the features would be 0.6, later 9."""
+    """The embeddings of text have a root mean square of 0.02.
+
+    Without scaling that of the features would be 0.6, and 9 in later layers.
+    """
     model = AutoModel.from_pretrained(
         parts / "whole", trust_remote_code=True, torch_dtype=torch.float32
     ).eval()
     with torch.no_grad():
-        features = model.mlp1(torch.randn(64, 1024))
+        generator = torch.Generator().manual_seed(0)
+        features = model.mlp1(torch.randn(64, 1024, generator=generator))
         embeddings = model.get_input_embeddings().weight[:1021]
     assert features.square().mean().sqrt() == pytest.approx(
         float(embeddings.square().mean().sqrt()), rel=0.15
@@ -192,7 +208,7 @@ def test_new_projectors_give_features_of_the_size_of_embeddings(parts):
 
 
 def test_a_chatml_language_model(parts, tmp_path):
-    """Qwen2.5's control tokens: the other template, and its end of turn stops the answer."""
+    """A language model with Qwen2.5's control tokens gets the other template."""
     folder = write_language_model(tmp_path / "qwen", 5)
     serialized = json.loads((folder / "tokenizer.json").read_text())
     for token in serialized["added_tokens"]:
@@ -214,6 +230,65 @@ def test_a_chatml_language_model(parts, tmp_path):
         asked.append_message(asked.roles[role], text_of_turn)
     assert prompt == asked.get_prompt()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["template"] == "skywork-r1v3"
+
+
+CHATS = {
+    "a question": [("user", "Hi")],
+    "a system message": [("system", "Be brief."), ("user", "Hi")],
+    "several turns": [
+        ("user", "Hi"),
+        ("assistant", "Hm.\n</think>\n\nOh"),
+        ("user", "And?"),
+        ("assistant", "So.\n</think>\n\nYes"),
+        ("user", "<image>\nWhat?"),
+    ],
+    "everything": [
+        ("system", "Be brief.\n"),
+        ("user", " Hi "),
+        ("assistant", "\n</think>\n\nOh"),
+        ("user", "And?"),
+    ],
+}
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+@pytest.mark.parametrize("chat", CHATS)
+@pytest.mark.parametrize("name", assembly.CHAT_TEMPLATES)
+def test_both_chat_templates_write_what_the_conversation_does(nano_tokenizer, name, chat, thinks):
+    template = (checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]).read_text(encoding="utf-8")
+    messages = [{"role": role, "content": content} for role, content in CHATS[chat]]
+    prompt = nano_tokenizer.apply_chat_template(
+        messages,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=thinks,
+    )
+    asked = conversation.get_conv_template(name)
+    assert asked.name == name
+    roles = {"user": asked.roles[0], "assistant": asked.roles[1]}
+    for role, content in CHATS[chat]:
+        if role == "system":
+            asked.system_message = content
+        else:
+            asked.append_message(roles[role], content)
+    asked.append_message(asked.roles[1], None)
+    skipped = "" if thinks else asked.skipped_thinking
+    assert prompt == asked.begin + asked.get_prompt() + skipped
+
+
+def test_the_chat_templates_differ_in_control_tokens_only():
+    """One file is the other with other control tokens, so that a change to one is made in both."""
+    texts = []
+    for name in ("skywork-r1v", "skywork-r1v3"):
+        path = checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]
+        texts.append(path.read_text(encoding="utf-8").splitlines())
+    control = ("<｜", "<|", "begin", "{%- if message['role'] == 'assistant' -%}", "{%- endif -%}")
+
+    def without_control(lines):
+        return [line for line in lines if not any(word in line for word in control)]
+
+    assert without_control(texts[0]) == without_control(texts[1])
 
 
 def change_config(folder, **changes):
@@ -238,33 +313,62 @@ def other_vocabulary(folder):
 MISFITS = {
     "another width": (
         lambda folder: write_language_model(folder, hidden_size=128, num_attention_heads=2),
-        "mlp1", ValueError, "vision width of 1024 to a language width of 256.*need 1024 and 128",
+        "mlp1",
+        ValueError,
+        "vision width of 1024 to a language width of 256.*need 1024 and 128",
     ),
     "another base vocabulary": (other_vocabulary, "mlp1", ValueError, "another base vocabulary"),
     "tied, but two heads": (
-        lambda folder: change_config(folder, tie_word_embeddings=True), None, ValueError, "differs from the embeddings",
+        lambda folder: change_config(folder, tie_word_embeddings=True),
+        None,
+        ValueError,
+        "differs from the embeddings",
     ),
     "untied, but no head": (
-        lambda folder: drop_tensor(folder, "lm_head.weight"), None, ValueError, "there is no lm_head.weight",
+        lambda folder: drop_tensor(folder, "lm_head.weight"),
+        None,
+        ValueError,
+        "there is no lm_head.weight",
     ),
     "a missing tensor": (
         lambda folder: drop_tensor(folder, "model.norm.weight"),
-        None, ValueError, "1 tensors are missing: model.norm.weight",
+        None,
+        ValueError,
+        "1 tensors are missing: model.norm.weight",
     ),
-    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), None, FileNotFoundError, "no weights"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), None, FileNotFoundError, "no tokenizer.json"),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        None,
+        FileNotFoundError,
+        "no weights",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        None,
+        FileNotFoundError,
+        "no tokenizer.json",
+    ),
     "another architecture": (
-        lambda folder: change_config(folder, architectures=["LlamaForCausalLM"], model_type="llama"),
-        None, ValueError, "'llama'; expected a Qwen2ForCausalLM",
+        lambda folder: change_config(
+            folder, architectures=["LlamaForCausalLM"], model_type="llama"
+        ),
+        None,
+        ValueError,
+        "'llama'; expected a Qwen2ForCausalLM",
     ),
     "quantized": (
         lambda folder: change_config(folder, quantization_config={"quant_method": "awq"}),
-        None, ValueError, "quantized",
+        None,
+        ValueError,
+        "quantized",
     ),
     "config and weights of two models": (
-        lambda folder: change_config(folder, intermediate_size=512), None, ValueError, "does not fit its weights",
+        lambda folder: change_config(folder, intermediate_size=512),
+        None,
+        ValueError,
+        "does not fit its weights",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MISFITS)
@@ -293,7 +397,10 @@ def test_sources_that_are_none(parts, tmp_path):
 
 
 def test_interruption_keeps_whole_shards(parts, tmp_path, monkeypatch):
-    """Nothing looks complete before it is; the second run writes only what is missing; the result is the same."""
+    """Nothing looks complete before it is, and a second run writes only what is missing.
+
+    The result is the same as without an interruption.
+    """
     written, write_shard = [], assembly.write_shard
 
     def breaks_at_third(path, *arguments):
@@ -368,7 +475,7 @@ def test_a_disk_without_room_is_found_before_writing(parts, tmp_path, monkeypatc
 
 
 def test_memory_stays_at_the_largest_tensor(parts, tmp_path):
-    """A language model of 0.9 GB, in two shards of which the largest tensor is 155 MB: far less than either is held."""
+    """A language model of 0.9 GB, whose largest tensor is 155 MB, is not held in memory."""
     folder = tmp_path / "large"
     write_language_model(
         folder, 6, intermediate_size=151_000, num_hidden_layers=4, max_window_layers=4

@@ -17,8 +17,12 @@ def run(*arguments, folder=None):
     environment = dict(os.environ, HF_HUB_OFFLINE="1")
     return subprocess.run(
         [sys.executable, str(CHAT), *map(str, arguments)],
-        capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, cwd=folder or checkpoints.ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        cwd=folder or checkpoints.ROOT,
+    )
 
 
 def test_it_answers_about_the_shipped_image_from_anywhere(tmp_path):
@@ -31,7 +35,7 @@ def test_it_answers_about_the_shipped_image_from_anywhere(tmp_path):
 
 
 def test_another_checkpoint_is_asked_about_the_shipped_image(tmp_path):
-    """Such as the result of a fine-tuning, whose context may be as short."""
+    """The result of a fine-tuning, for example, whose context may be as short."""
     shutil.copytree(checkpoints.NANO, tmp_path / "mine")
     done = run("--model", tmp_path / "mine")
     assert (

@@ -1,17 +1,22 @@
-"""Fine-tunes a checkpoint on a JSONL of images and answers, and shows what it said before and says after.
+"""Fine-tunes a checkpoint on images and answers, and shows what it said before and says after.
 
     python -m examples.finetune                                  # minutes on a laptop
     python -m examples.finetune --config my_recipe.yaml --test my_test.jsonl
 
-Trains by the recipe (`training.sft`), then asks the test questions of the checkpoint before, of the fine-tuned
-repository (LoRA merged) and, if the recipe saved one, of the adapter on the old checkpoint. Prints how many are right
-and writes a picture of a few of them, before_after.png, beside the fine-tuned model.
+Trains by the recipe (`training.sft`), then asks the test questions of the checkpoint before, of
+the fine-tuned repository (LoRA merged) and, if the recipe saved one, of the adapter on the old
+checkpoint. Prints how many are right and writes a picture of a few of them, before_after.png,
+beside the fine-tuned model.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -24,102 +29,164 @@ from training.data import json_lines
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = {"max_new_tokens": 160, "do_sample": False}
+# The sheet of pictures with answers, in pixels.
+ROW_HEIGHT = 190
+PICTURE_SIDE = 180
+TEXT_LEFT = 200
+SHEET_WIDTH = 820
+FONT_SIZE = 13
+CHARACTERS_PER_LINE = 84
 
 
-def read_test(path):
-    """(image paths, question, right answer) of each line.
+class Question(NamedTuple):
+    """A line of the test set.
+
+    Attributes:
+        image: its path.
+        question: with the placeholder of the image.
+        answer: what the box of the right answer holds.
+    """
+
+    image: Path
+    question: str
+    answer: str
+
+
+def read_test(path: Path) -> list[Question]:
+    """The questions of a test set.
+
+    Args:
+        path: a JSONL as for training; images are relative to its folder.
 
     Raises:
         ValueError: an answer without a box, which could not be compared.
     """
-    tests = []
+    questions = []
     for row in json_lines([path]):
         sample = json.loads(row["line"])
-        question, answer = (message["value"] for message in sample["conversations"][:2])
-        if boxed(answer) is None:
+        asked, answered = sample["conversations"][:2]
+        answer = boxed(answered["value"])
+        if answer is None:
             raise ValueError(
-                f"{path}, line {row['number']}: no \\boxed{{…}} in the answer {answer[-40:]!r}."
+                f"{path}, line {row['number']}: no \\boxed{{…}} in the answer "
+                f"{answered['value'][-40:]!r}."
             )
-        tests.append((path.parent / sample["image"], question, boxed(answer)))
-    return tests
+        questions.append(Question(path.parent / sample["image"], asked["value"], answer))
+    return questions
 
 
-def ask(model, tokenizer, tests, batch_size=20):
-    """What the model answers to each test, thinking included."""
+def ask(model: Any, tokenizer: Any, test: list[Question], batch_size: int = 20) -> list[str]:
+    """What the model answers to each question, thinking included."""
     answers = []
-    for start in range(0, len(tests), batch_size):
-        batch = tests[start : start + batch_size]
-        images, questions = [image for image, _, _ in batch], [question for _, question, _ in batch]
+    for start in range(0, len(test), batch_size):
+        batch = test[start : start + batch_size]
+        images = [question.image for question in batch]
+        questions = [question.question for question in batch]
         answers += model.batch_chat(tokenizer, images, questions, OPTIONS)
     return answers
 
 
-def load(path):
-    model = AutoModel.from_pretrained(
-        path, torch_dtype=torch.float32, trust_remote_code=True
-    ).eval()
-    return model, AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+def count_right(test: list[Question], answers: list[str]) -> int:
+    """How many answers have the right content in their box."""
+    return sum(boxed(said) == question.answer for question, said in zip(test, answers))
 
 
-def draw_comparison(tests, before, after, path, shown=6):
-    """Pictures with the answers before and after; those first that changed."""
-    order = sorted(
-        range(len(tests)), key=lambda index: boxed(before[index]) == boxed(after[index])
-    )[:shown]
-    font = load_font(font_paths()[0], 13)
-    sheet = Image.new("RGB", (820, 190 * len(order)), "white")
+def load(path: str | Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of a repository, in float32."""
+    model = AutoModel.from_pretrained(path, torch_dtype=torch.float32, trust_remote_code=True)
+    return model.eval(), AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+
+
+def draw_comparison(
+    test: list[Question], before: list[str], after: list[str], path: Path, shown: int = 6
+) -> None:
+    """Write pictures with the answers before and after; those first whose answer changed.
+
+    Args:
+        path: of the picture.
+        shown: how many questions it shows.
+    """
+
+    def is_unchanged(index: int) -> bool:
+        """Whether a question has the same answer before and after."""
+        return boxed(before[index]) == boxed(after[index])
+
+    chosen = sorted(range(len(test)), key=is_unchanged)[:shown]
+    font = load_font(font_paths()[0], FONT_SIZE)
+    sheet = Image.new("RGB", (SHEET_WIDTH, ROW_HEIGHT * len(chosen)), "white")
     canvas = ImageDraw.Draw(sheet)
-    for row, index in enumerate(order):
-        image, _, right = tests[index]
-        picture = Image.open(image).convert("RGB")
-        picture.thumbnail((180, 180))
-        sheet.paste(picture, (5, 190 * row + 5))
-        lines = [f"right: {right}"]
-        for name, answers in (("before", before), ("after", after)):
-            said = " ".join(answers[index].split())
-            lines += textwrap.wrap(f"{name}: {said}", 84)
-        canvas.multiline_text(
-            (200, 190 * row + 12), "\n".join(lines), fill="black", font=font, spacing=5
-        )
+    for row, index in enumerate(chosen):
+        top = ROW_HEIGHT * row
+        picture = Image.open(test[index].image).convert("RGB")
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        sheet.paste(picture, (5, top + 5))
+        lines = [f"right: {test[index].answer}"]
+        lines += wrapped("before", before[index])
+        lines += wrapped("after", after[index])
+        text = "\n".join(lines)
+        canvas.multiline_text((TEXT_LEFT, top + 12), text, fill="black", font=font, spacing=5)
     sheet.save(path)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def wrapped(heading: str, answer: str) -> Iterable[str]:
+    """An answer in lines that fit the sheet."""
+    return textwrap.wrap(f"{heading}: {' '.join(answer.split())}", CHARACTERS_PER_LINE)
+
+
+def print_score_of_adapter(
+    model: Any, tokenizer: Any, test: list[Question], adapter: Path, name: str
+) -> None:
+    """Ask the old checkpoint with the adapter on it, and print how many answers are right.
+
+    Args:
+        model: the old checkpoint.
+        adapter: the directory of the adapter.
+        name: of the old checkpoint.
+    """
+    from peft import PeftModel
+
+    with_adapter = PeftModel.from_pretrained(model, adapter).eval()
+    answers = ask(with_adapter.base_model.model, tokenizer, test)
+    print(f"adapter on {name}: {count_right(test, answers)} of {len(test)} right")
+
+
+def parse_arguments() -> tuple[Path, Any, Any]:
+    """The test set, and the recipe with its trainer's config, that the command line asks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--config", default=str(HERE / "recipe.yaml"), help="recipe of training.sft"
+        "--config", default=str(HERE / "recipe.yaml"), help="the recipe of training.sft"
     )
     parser.add_argument(
-        "--test", type=Path, default=HERE / "test.jsonl", help="JSONL with boxed answers"
+        "--test", type=Path, default=HERE / "test.jsonl", help="a JSONL with boxed answers"
     )
     arguments, overrides = parser.parse_known_args()
     recipe, config = sft.parse(["--config", arguments.config, *overrides])
     if "model" not in recipe.save:
         parser.error(
-            f"save: {recipe.save}; the fine-tuned repository (model) is asked afterwards, so it has to be saved."
+            f"save: {recipe.save}; the fine-tuned repository (model) is asked afterwards, so it "
+            "has to be saved."
         )
-    tests = read_test(arguments.test)
+    return arguments.test, recipe, config
 
-    def right(answers):
-        return sum(boxed(said) == answer for said, (_, _, answer) in zip(answers, tests))
 
+def main() -> None:
+    """Ask, train, and ask again."""
+    test_path, recipe, config = parse_arguments()
+    test = read_test(test_path)
     model, tokenizer = load(recipe.model)
-    before = ask(model, tokenizer, tests)
-    print(f"before: {right(before)} of {len(tests)} right")
+    before = ask(model, tokenizer, test)
+    print(f"before: {count_right(test, before)} of {len(test)} right")
     summary = sft.train(recipe, config)
-    folder = Path(config.output_dir)
     print(
-        f"trained {summary['trained_parameters']:,} parameters, {summary['steps']} steps, {summary['seconds']} s"
+        f"trained {summary['trained_parameters']:,} parameters, {summary['steps']} steps, "
+        f"{summary['seconds']} s"
     )
-    after = ask(*load(folder / "model"), tests)
-    print(f"after: {right(after)} of {len(tests)} right ({folder / 'model'})")
+    folder = Path(config.output_dir)
+    after = ask(*load(folder / "model"), test)
+    print(f"after: {count_right(test, after)} of {len(test)} right ({folder / 'model'})")
     if (folder / "adapter").is_dir():
-        from peft import PeftModel
-
-        with_adapter = PeftModel.from_pretrained(model, folder / "adapter").eval()
-        scored = right(ask(with_adapter.base_model.model, tokenizer, tests))
-        print(f"adapter on {recipe.model}: {scored} of {len(tests)} right")
-    draw_comparison(tests, before, after, folder / "before_after.png")
+        print_score_of_adapter(model, tokenizer, test, folder / "adapter", recipe.model)
+    draw_comparison(test, before, after, folder / "before_after.png")
     print(f"pictures with both answers: {folder / 'before_after.png'}")
 
 

@@ -1,21 +1,30 @@
-"""Trains the nano vision encoder alone, with a head that is thrown away afterwards.
+"""Trains the nano vision encoder alone, with heads that are thrown away afterwards.
 
     python -m training.nano.encoder runs/nano/encoder --steps 6000
-    python -m training.nano.encoder runs/nano/encoder --score 120  # how well it reads, by the second head
+    python -m training.nano.encoder runs/nano/encoder --score 120  # how well the second head reads
 
-The encoder is an InternViT of 6.3 M parameters. Two linear heads on its output teach it to read: one says for every 7
-× 7 pixels which glyph, shape or bar lies there (dense labels; the drawing code knows them), the other writes the
-tile's transcription, word by word into its 16 visual tokens, which are the same groups of 2 × 2 patches that pixel
-shuffle makes for the projector. That second task is scene-text recognition with a plain ViT and no decoder (ViTSTR,
-Atienza 2021); it needs the first, without which it does not take off. Hidden layers learn with Muon, the rest with
-AdamW.
+The encoder is an InternViT of 6.3 M parameters. Two linear heads on its output teach it to read:
 
-The folder ends up as a vision encoder checkpoint: config.json and model.safetensors (bfloat16), with log.jsonl.
+- one says for every 7 × 7 pixels which glyph, shape or bar lies there (dense labels; the drawing
+  code knows them);
+- the other writes the tile's transcription, word by word into its 16 visual tokens, which are the
+  same groups of 2 × 2 patches that pixel shuffle makes for the projector. This is scene-text
+  recognition with a plain ViT and no decoder (ViTSTR, Atienza 2021); it needs the first task,
+  without which it does not take off.
+
+Hidden layers learn with Muon, the rest with AdamW.
+
+The folder ends up as a vision encoder checkpoint: config.json and model.safetensors (bfloat16),
+with log.jsonl.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,11 +35,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from remote_code import configuration_skywork_chat, modeling_intern_vit
-from tasks import draw, samples
+from tasks import draw, drawing, samples
 from training.nano.loop import Log, optimizers_for, schedule, step
 
-ROOT = Path(__file__).resolve().parents[2]
-LABELS = len(draw.LABELS) + 1
+NUM_LABELS = len(drawing.LABELS) + 1  # with 0, nothing
 CONFIG = {
     "model_type": "skywork_vision",
     "hidden_size": 256,
@@ -42,143 +50,260 @@ CONFIG = {
     "qk_normalization": True,
     "norm_type": "rms_norm",
     "qkv_bias": False,
-    # The defaults are those of a published encoder, which nobody initialises: weights of zero
+    # The defaults are those of a published encoder, which nobody initialises: weights of zero.
     "initializer_range": 0.02,
     "initializer_factor": 1.0,
     "torch_dtype": "bfloat16",
 }
+PATCHES_PER_SIDE = 8  # of a tile
+TOKENS_PER_SIDE = 4  # of a tile; a token is 2 × 2 patches
+# Where the training stands, so that it can go on after an interruption.
+PROGRESS_FOLDER = "training"
+
+# Shares of a picture's tiles that are trained on. A thumbnail teaches most and is always taken,
+# some of the other tiles will do, and most empty ones teach nothing.
+SHARE_OF_TILES = 0.35
+SHARE_OF_EMPTY_TILES = 0.05
+BATCHES_IN_POOL = 4  # so that a batch has tiles of many pictures
+
+# Weights of "nothing" in the losses, as most cells and words show nothing.
+WEIGHT_OF_NOTHING_COVERING = 0.3
+WEIGHT_OF_NOTHING_CENTRED = 0.1
+WEIGHT_OF_EMPTY_WORD = 0.3
+
+
+class TileBatch(NamedTuple):
+    """Labelled tiles; see `samples.LabelledTiles`.
+
+    Attributes:
+        pixels: uint8 (tiles, side, side, 3).
+        covering: int64 (tiles, cells, cells), the label of what covers each cell's middle.
+        centred: int64 (tiles, cells, cells), the label of what has its middle in each cell.
+        words: int64 (tiles, tokens).
+    """
+
+    pixels: torch.Tensor
+    covering: torch.Tensor
+    centred: torch.Tensor
+    words: torch.Tensor
 
 
 class DrawnTiles(IterableDataset):
-    """Batches of labelled tiles: uint8 (tiles, side, side, 3), two labels (tiles, cells, cells), words (tiles, 16).
+    """Batches of labelled tiles of random drawings, without end.
 
     Args:
+        batch_size: tiles of a batch.
         seed: a list of numbers.
     """
 
-    def __init__(self, batch_size, seed):
-        self.batch_size, self.seed = batch_size, seed
+    def __init__(self, batch_size: int, seed: list[int]) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[TileBatch]:
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([*self.seed, worker.id if worker else 0])
-        pool = []
+        worker_id = 0
+        if worker is not None:
+            worker_id = worker.id
+        rng = np.random.default_rng([*self.seed, worker_id])
+        pool: list[tuple[np.ndarray, ...]] = []
         while True:
-            tiles = list(zip(*samples.cut_tiles(draw.draw(rng))))
-            for index, labelled in enumerate(tiles):
-                whole = index == len(tiles) - 1
-                # A thumbnail teaches most, some of a picture's tiles will do, and most empty ones teach nothing
-                if whole or rng.random() < (0.35 if labelled[1].any() else 0.05):
-                    pool.append(labelled)
-            if len(pool) >= 4 * self.batch_size:  # so that a batch holds tiles of many pictures
-                order = rng.permutation(len(pool))
-                pool = [pool[index] for index in order]
-                batch, pool = pool[: self.batch_size], pool[self.batch_size :]
-                yield tuple(torch.from_numpy(np.stack(part)) for part in zip(*batch))
+            pool += _tiles_to_learn(rng)
+            if len(pool) >= BATCHES_IN_POOL * self.batch_size:
+                pool = [pool[index] for index in rng.permutation(len(pool))]
+                yield _collate(pool[: self.batch_size])
+                pool = pool[self.batch_size :]
 
 
-def normalize(tiles):
+def _tiles_to_learn(rng: np.random.Generator) -> list[tuple[np.ndarray, ...]]:
+    """Those tiles of a random drawing that are trained on, each with its labels."""
+    tiles = list(zip(*samples.cut_tiles(draw.draw(rng))))
+    thumbnail = tiles.pop()
+    taken = []
+    for tile in tiles:
+        covering = tile[1]
+        share = SHARE_OF_EMPTY_TILES
+        if covering.any():
+            share = SHARE_OF_TILES
+        if rng.random() < share:
+            taken.append(tile)
+    taken.append(thumbnail)
+    return taken
+
+
+def _collate(tiles: list[tuple[np.ndarray, ...]]) -> TileBatch:
+    stacked = [torch.from_numpy(np.stack(part)) for part in zip(*tiles)]
+    return TileBatch(*stacked)
+
+
+def normalize(tiles: torch.Tensor) -> torch.Tensor:
     """uint8 (tiles, side, side, 3) to normalised float32 (tiles, 3, side, side)."""
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean = torch.tensor(IMAGENET_MEAN)
+    std = torch.tensor(IMAGENET_STD)
     return ((tiles.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
-def group_patches(patches):
+def group_patches(patches: torch.Tensor) -> torch.Tensor:
     """Pixel shuffle of square tiles: (tiles, 64, C) to (tiles, 16, 4 C), in the model's order."""
-    groups = patches.view(len(patches), 4, 2, 4, 2, patches.shape[-1])  # rows, row in group, columns, column in group
-    return groups.transpose(2, 3).reshape(len(patches), 16, -1)
+    # (tiles, rows, row in the group, columns, column in the group, C)
+    groups = patches.view(len(patches), TOKENS_PER_SIDE, 2, TOKENS_PER_SIDE, 2, patches.shape[-1])
+    return groups.transpose(2, 3).reshape(len(patches), TOKENS_PER_SIDE**2, -1)
 
 
 class Heads(nn.Module):
-    """Both throw-away heads, linear: dense labels of the 2 × 2 cells of every patch, and the word of every token."""
+    """Both linear heads that are thrown away: labels of cells, and words of tokens.
 
-    def __init__(self, hidden_size):
+    The first gives two labels to each of the 2 × 2 cells of every patch, the second a word to every
+    token.
+
+    Args:
+        hidden_size: width C of the encoder.
+    """
+
+    dense_weights: torch.Tensor
+    word_weights: torch.Tensor
+
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, 4 * 2 * LABELS)
+        self.dense = nn.Linear(hidden_size, 4 * 2 * NUM_LABELS)
         self.norm = nn.LayerNorm(4 * hidden_size)
         self.words = nn.Linear(4 * hidden_size, len(samples.WORDS))
-        dense_weights = torch.ones(2, LABELS)
-        dense_weights[0, 0], dense_weights[1, 0] = 0.3, 0.1  # most cells show nothing
+        dense_weights = torch.ones(2, NUM_LABELS)
+        dense_weights[0, 0] = WEIGHT_OF_NOTHING_COVERING
+        dense_weights[1, 0] = WEIGHT_OF_NOTHING_CENTRED
         word_weights = torch.ones(len(samples.WORDS))
-        word_weights[0] = 0.3
+        word_weights[0] = WEIGHT_OF_EMPTY_WORD
         self.register_buffer("dense_weights", dense_weights, persistent=False)
         self.register_buffer("word_weights", word_weights, persistent=False)
 
-    def read(self, patches):
-        """Logits of the word of every token, (tiles, 16, words), from the encoder's features (tiles, patches, C)."""
+    def read(self, patches: torch.Tensor) -> torch.Tensor:
+        """Logits (tiles, tokens, words) of the words, from features (tiles, patches, C)."""
         return self.words(self.norm(group_patches(patches))).float()
 
-    def forward(self, patches, covering, centred, words):
-        """Loss and figures of the encoder's features (tiles, patches, C)."""
+    def label(self, patches: torch.Tensor) -> torch.Tensor:
+        """Logits of both labels of the cells, from features (tiles, patches, C).
+
+        Returns:
+            (2, tiles, cells, cells, labels): of what covers a cell, and of what is centred in it.
+        """
+        side = PATCHES_PER_SIDE
         cells = self.dense(patches).float()
         # (tiles, rows, columns, cell row, cell column, kind, labels)
-        cells = cells.view(len(patches), 8, 8, 2, 2, 2, LABELS)
-        cells = cells.permute(5, 0, 1, 3, 2, 4, 6).reshape(2, len(patches), 16, 16, LABELS)
-        dense_loss = sum(
-            F.cross_entropy(cells[kind].flatten(0, 2), labels.flatten(), self.dense_weights[kind])
-            for kind, labels in enumerate((covering, centred))
-        )
+        cells = cells.view(len(patches), side, side, 2, 2, 2, NUM_LABELS)
+        cells = cells.permute(5, 0, 1, 3, 2, 4, 6)
+        return cells.reshape(2, len(patches), 2 * side, 2 * side, NUM_LABELS)
+
+    def forward(
+        self,
+        patches: torch.Tensor,
+        covering: torch.Tensor,
+        centred: torch.Tensor,
+        words: torch.Tensor,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and figures of features (tiles, patches, C); the labels are those of `TileBatch`."""
+        cells = self.label(patches)
+        covering_loss = self._dense_loss(cells[0], covering, self.dense_weights[0])
+        centred_loss = self._dense_loss(cells[1], centred, self.dense_weights[1])
+        dense_loss = covering_loss + centred_loss
         logits = self.read(patches)
         word_loss = F.cross_entropy(logits.flatten(0, 1), words.flatten(), self.word_weights)
-        shown, right = words != 0, logits.argmax(-1) == words
+        is_shown = words != 0
+        is_right = logits.argmax(-1) == words
+        is_centred_right = cells[1].argmax(-1) == centred
         figures = {
-            "centred": (cells[1].argmax(-1) == centred)[centred != 0].float().mean(),
-            "words": right[shown].float().mean(),
-            "tiles": right.all(dim=1)[shown.any(dim=1)].float().mean(),
+            "centred": is_centred_right[centred != 0].float().mean(),
+            "words": is_right[is_shown].float().mean(),
+            "tiles": is_right.all(dim=1)[is_shown.any(dim=1)].float().mean(),
             "dense_loss": dense_loss,
             "word_loss": word_loss,
         }
         return dense_loss + word_loss, figures
 
+    def _dense_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        return F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weights)
 
-def write_weights(module, path, dtype):
+
+def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Write a module's weights as safetensors; the file appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().to(dtype).contiguous() for name, tensor in module.state_dict().items()}
-    save_file(weights, path.with_suffix(".tmp"), metadata={"format": "pt"})
-    path.with_suffix(".tmp").replace(path)
+    weights = {}
+    for name, tensor in module.state_dict().items():
+        weights[name] = tensor.detach().to(dtype).contiguous()
+    temporary = path.with_suffix(".tmp")
+    save_file(weights, temporary, metadata={"format": "pt"})
+    temporary.replace(path)
 
 
-def save_progress(vision, heads, folder, step):
+def save_progress(vision: nn.Module, heads: Heads, folder: Path, step: int) -> None:
     """What an interrupted training goes on from (the optimizers' momenta start anew)."""
-    write_weights(vision, folder / "training" / "model.safetensors", torch.float32)
-    write_weights(heads, folder / "training" / "heads.safetensors", torch.float32)
-    (folder / "training" / "step.json").write_text(json.dumps(step))
+    progress = folder / PROGRESS_FOLDER
+    write_weights(vision, progress / "model.safetensors", torch.float32)
+    write_weights(heads, progress / "heads.safetensors", torch.float32)
+    (progress / "step.json").write_text(json.dumps(step))
 
 
-def save(vision, folder):
+def save(vision: nn.Module, folder: Path) -> None:
     """The encoder as a checkpoint of its own."""
-    (folder / "config.json").write_text(json.dumps({**CONFIG, "architectures": ["SkyworkVisionModel"]}, indent=2))
+    config = {**CONFIG, "architectures": ["SkyworkVisionModel"]}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(vision, folder / "model.safetensors", torch.bfloat16)
 
 
-def build(folder):
-    """The encoder, the heads and the steps they have trained; from the folder, if it has a training to go on with."""
+def build(folder: Path) -> tuple[modeling_intern_vit.SkyworkVisionModel, Heads, int]:
+    """The encoder, the heads and the number of steps that they have trained.
+
+    They are those of the folder, if there is a training to go on with.
+    """
     config = configuration_skywork_chat.SkyworkVisionConfig(**CONFIG)
     config._attn_implementation = "eager"  # the faster one to train on a CPU at 65 patches
     vision = modeling_intern_vit.SkyworkVisionModel(config).float().train()
-    heads, training, step = Heads(CONFIG["hidden_size"]), folder / "training", 0
-    if (training / "step.json").exists():
-        vision.load_state_dict(load_file(training / "model.safetensors"))
-        heads.load_state_dict(load_file(training / "heads.safetensors"))
-        step = json.loads((training / "step.json").read_text())
-    return vision, heads, step
+    heads = Heads(config.hidden_size)
+    progress = folder / PROGRESS_FOLDER
+    if not (progress / "step.json").exists():
+        return vision, heads, 0
+    vision.load_state_dict(load_file(progress / "model.safetensors"))
+    heads.load_state_dict(load_file(progress / "heads.safetensors"))
+    return vision, heads, json.loads((progress / "step.json").read_text())
 
 
-def train(folder, steps, seed, lr=1e-3, batch_size=128, save_every=250, compile_encoder=True):
-    """Train up to `steps`, from where the folder's training stands, and write the checkpoint."""
+def train(
+    folder: Path,
+    steps: int,
+    seed: int,
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    save_every: int = 250,
+    compile_encoder: bool = True,
+) -> None:
+    """Train up to `steps`, from where the folder's training stands, and write the checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        steps: of the whole training, with those that are done already.
+        seed: of weights and drawings.
+        lr: the largest learning rate.
+        batch_size: tiles of a step.
+        save_every: steps between two savings of the progress.
+        compile_encoder: whether torch.compile makes the encoder faster.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     vision, heads, done = build(folder)
-    encode = torch.compile(vision.encoder) if compile_encoder else vision.encoder
-    modules = [vision, heads]
-    parameters = [p for module in modules for p in module.parameters()]
-    optimizers = optimizers_for(modules, lr)
+    encode = vision.encoder
+    if compile_encoder:
+        encode = torch.compile(vision.encoder)
+    parameters = [*vision.parameters(), *heads.parameters()]
+    optimizers = optimizers_for([vision, heads], lr)
     log = Log(folder / "log.jsonl", "encoder", steps, done)
-    loader = DataLoader(DrawnTiles(batch_size, [seed, done]), batch_size=None, num_workers=1, prefetch_factor=8)
-    for number, (tiles, covering, centred, words) in zip(range(done + 1, steps + 1), loader):
+    tiles = DrawnTiles(batch_size, [seed, done])
+    loader = DataLoader(tiles, batch_size=None, num_workers=1, prefetch_factor=8)
+    for number, batch in zip(range(done + 1, steps + 1), loader):
         with torch.autocast("cpu", torch.bfloat16):
-            patches = encode(vision.embeddings(normalize(tiles))).last_hidden_state[:, 1:]
-            loss, figures = heads(patches, covering, centred, words)
+            hidden = encode(vision.embeddings(normalize(batch.pixels))).last_hidden_state
+            patches = hidden[:, 1:]  # without the class token
+            loss, figures = heads(patches, batch.covering, batch.centred, batch.words)
         loss.backward()
         step(optimizers, parameters, lr * schedule(number / steps))
         log.update(**figures)
@@ -188,41 +313,60 @@ def train(folder, steps, seed, lr=1e-3, batch_size=128, save_every=250, compile_
 
 
 @torch.no_grad()
-def score(folder, count, seed=12345):
-    """How well the thumbnails of `count` fresh drawings of each kind are read, by the head that is thrown away.
+def score(folder: Path, count: int, seed: int = 12345) -> dict[str, dict[str, float]]:
+    """How well the thumbnails of fresh drawings are read, by the head that is thrown away.
+
+    Args:
+        count: drawings of each kind.
 
     Returns:
-        {kind: {"exact": share whose every word is right, "as many words": share with the right number of words}}.
+        {kind: {"exact": share whose every word is right,
+        "as many words": share with the right number of words}}.
 
     Raises:
         FileNotFoundError: nothing has been trained in the folder, or its heads are gone.
     """
     vision, heads, steps = build(folder)
     if not steps:
-        raise FileNotFoundError(f"{folder / 'training'}: no encoder with its heads; train one in {folder} first.")
+        progress = folder / PROGRESS_FOLDER
+        raise FileNotFoundError(
+            f"{progress}: no encoder with its heads; train one in {folder} first."
+        )
     vision.eval()
     shares = {}
-    for kind, draw_one in enumerate(draw.KINDS):
+    for kind, draw_kind in enumerate(draw.KINDS):
         rng = np.random.default_rng([seed, kind])
-        cut = [samples.cut_tiles(draw_one(rng)) for _ in range(count)]
-        tiles = torch.from_numpy(np.stack([tiles[-1] for tiles, *_ in cut]))
-        words = torch.from_numpy(np.stack([words[-1] for *_, words in cut]))
-        patches = torch.cat([vision(normalize(part)).last_hidden_state[:, 1:] for part in tiles.split(64)])
-        read = heads.read(patches).argmax(-1)
-        shares[draw_one.__name__.removeprefix("draw_")] = {
+        cut = [samples.cut_tiles(draw_kind(rng)) for _ in range(count)]
+        thumbnails = torch.from_numpy(np.stack([tiles.pixels[-1] for tiles in cut]))
+        words = torch.from_numpy(np.stack([tiles.words[-1] for tiles in cut]))
+        read = _read_words(vision, heads, thumbnails)
+        is_as_many = (read != 0).sum(1) == (words != 0).sum(1)
+        shares[draw_kind.__name__.removeprefix("draw_")] = {
             "exact": (read == words).all(dim=1).float().mean().item(),
-            "as many words": ((read != 0).sum(1) == (words != 0).sum(1)).float().mean().item(),
+            "as many words": is_as_many.float().mean().item(),
         }
     return shares
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=6000, help="of 128 tiles")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--score", type=int, metavar="COUNT", help="train nothing; read so many drawings of each kind")
+def _read_words(vision: nn.Module, heads: Heads, tiles: torch.Tensor) -> torch.Tensor:
+    """The words (tiles, tokens) that the second head reads in uint8 tiles, 64 at a time."""
+    features = [vision(normalize(part)).last_hidden_state[:, 1:] for part in tiles.split(64)]
+    return heads.read(torch.cat(features)).argmax(-1)
+
+
+def main() -> None:
+    """Train the encoder, or score it, as the command line asks."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the directory of the checkpoint")
+    parser.add_argument("--steps", type=int, default=6000, help="the number of steps of 128 tiles")
+    parser.add_argument("--lr", type=float, default=1e-3, help="the largest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of weights and drawings")
+    parser.add_argument(
+        "--score",
+        type=int,
+        metavar="COUNT",
+        help="train nothing, but read so many drawings of each kind and print how well it went",
+    )
     arguments = parser.parse_args()
     if arguments.score:
         print(json.dumps(score(arguments.folder, arguments.score)))

@@ -1,40 +1,72 @@
 """What the nano trainings that are not on TRL share: schedule, optimizers, log.
 
-They teach a network of a few million parameters from nothing on a CPU, where Muon learns in half the steps of AdamW;
-the stages of the report are on TRL (`training.sft`).
+They teach a network of a few million parameters from nothing on a CPU, where Muon learns in half
+the steps of AdamW; the stages of the report are on TRL (`training.sft`).
 """
+
+from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
+WEIGHT_DECAY = 0.05
+MAX_GRADIENT_NORM = 1.0
 
-def schedule(progress, warmup=0.03, decay=0.6):
-    """Factor of the learning rate at `progress` in [0, 1]: linear up, flat, linear down to zero."""
+
+def schedule(progress: float, warmup: float = 0.03, decay: float = 0.6) -> float:
+    """Factor of the learning rate: linear up, flat, linear down to zero.
+
+    Args:
+        progress: share of the steps that are done, in [0, 1].
+        warmup: share of the steps in which it goes up.
+        decay: share of the steps in which it goes down.
+    """
     return max(0.0, min(1.0, progress / warmup, (1 - progress) / decay))
 
 
-def optimizers_for(modules, lr, betas=(0.9, 0.98)):
-    """Muon for the matrices of the hidden layers, AdamW for everything else (embeddings, heads, biases, gains).
+def optimizers_for(
+    modules: Iterable[nn.Module], lr: float, betas: tuple[float, float] = (0.9, 0.98)
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the hidden layers, AdamW for everything else.
 
-    Muon's step is scaled to the size of AdamW's, so that one learning rate serves both.
+    Muon's step (K. Jordan, 2024) is scaled to the size of AdamW's, so that one learning rate serves
+    both. Everything else is embeddings, heads, biases and gains.
     """
-    named = [(name, p) for module in modules for name, p in module.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if p.dim() == 2 and "layers." in name]
-    others = [p for name, p in named if not (p.dim() == 2 and "layers." in name)]
+    hidden = []
+    other_matrices = []
+    vectors = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            if parameter.dim() == 2 and "layers." in name:
+                hidden.append(parameter)
+            elif parameter.dim() > 1:
+                other_matrices.append(parameter)
+            else:
+                vectors.append(parameter)
     groups = [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": 0.05},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": other_matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    return [adamw, torch.optim.Muon(hidden, lr=lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")]
+    muon = torch.optim.Muon(
+        hidden, lr=lr, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"
+    )
+    return [adamw, muon]
 
 
-def step(optimizers, parameters, lr):
-    nn.utils.clip_grad_norm_(parameters, 1.0)
+def step(
+    optimizers: Iterable[torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
+) -> None:
+    """Clip the gradients, take a step of every optimizer at this learning rate, and zero them."""
+    nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -43,23 +75,42 @@ def step(optimizers, parameters, lr):
 
 
 class Log:
-    """Means of what was measured since the last line, in log.jsonl and beside the progress bar."""
+    """Means of what was measured since the last line, in a file and beside the progress bar.
 
-    def __init__(self, path, stage, steps, done=0, every=50):
-        self.path, self.stage, self.every = path, stage, every
+    Args:
+        path: of the file, log.jsonl, to which lines are appended.
+        stage: what is trained.
+        steps: of the whole training.
+        done: steps of an earlier run.
+        every: steps between two lines.
+    """
+
+    def __init__(self, path: Path, stage: str, steps: int, done: int = 0, every: int = 50) -> None:
+        self.path = path
+        self.stage = stage
+        self.every = every
         self.bar = tqdm(total=steps, initial=done, desc=stage, unit="step", mininterval=5)
-        self.start, self.sums, self.count = time.time(), {}, done
+        self.start = time.time()
+        self.count = done
+        self.values: dict[str, list[float]] = {}
 
-    def update(self, **figures):
+    def update(self, **figures: float | torch.Tensor) -> None:
+        """Add what a step has measured, by name."""
         self.count += 1
         self.bar.update()
         for name, value in figures.items():
-            total, count = self.sums.get(name, (0.0, 0))
-            self.sums[name] = total + float(value.detach() if torch.is_tensor(value) else value), count + 1
+            if isinstance(value, torch.Tensor):
+                value = value.detach()
+            self.values.setdefault(name, []).append(float(value))
         if self.count % self.every == 0 or self.count == self.bar.total:
-            record = {"stage": self.stage, "step": self.count, "seconds": round(time.time() - self.start)}
-            record.update({name: round(total / count, 4) for name, (total, count) in self.sums.items()})
-            self.sums = {}
-            self.bar.set_postfix({key: value for key, value in record.items() if key not in ("stage", "step")})
-            with open(self.path, "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
+            self._write()
+
+    def _write(self) -> None:
+        means: dict[str, float] = {"seconds": round(time.time() - self.start)}
+        for name, values in self.values.items():
+            means[name] = round(sum(values) / len(values), 4)
+        self.values = {}
+        self.bar.set_postfix(means)
+        record = {"stage": self.stage, "step": self.count, **means}
+        with open(self.path, "a", encoding="utf-8") as log:
+            log.write(json.dumps(record) + "\n")

@@ -1,22 +1,29 @@
-"""Rebuilds the nano checkpoint from a seed: the report's method from end to end, at a scale for two CPU cores.
+"""Rebuilds the nano checkpoint from a seed, on two CPU cores.
 
     python -m training.nano.pipeline runs/nano            # make nano
     python -m training.nano.pipeline runs/nano --install  # and put the result into nano/
 
-In this order, each in a folder of its own; what is there already is kept, and an interrupted stage of TRL's goes on
-from its last checkpoint:
+It is the report's method from end to end. The stages run in this order, each in a folder of its
+own; what is there already is kept, and an interrupted stage of TRL's goes on from its last
+checkpoint:
 
-    encoder          vision encoder, with a throw-away head, then frozen
+    encoder          vision encoder, with throw-away heads, then frozen
     base             text model; instruct and reasoning: its two children, text only
     substitute       assembly: encoder + new mlp1 + instruct
-    mlp_init_1 … 3   only mlp1 trains, against the frozen instruct child; the second on what a judge selected
+    mlp_init_1 … 3   only mlp1 trains, against the frozen instruct child; the second on what a
+                     judge selected
     swapped          re-assembly: the same encoder and mlp1 + reasoning
-    alignment_sft    only mlp1 trains, against the frozen reasoning child; final: the result as a repository
-    control          mlp1 trained against the reasoning child from nothing, on the data and the budget of alignment_sft
+    alignment_sft    only mlp1 trains, against the frozen reasoning child; final: the result as a
+                     repository
+    control          mlp1 trained against the reasoning child from nothing, on the data and the
+                     budget of alignment_sft
     results.json     every row of the README's table
 """
 
+from __future__ import annotations
+
 import argparse
+import functools
 import json
 import os
 import platform
@@ -24,7 +31,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,182 +44,285 @@ from training.nano import data, encoder, text
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
-# Steps of 128 tiles, of 64 texts; samples of each set
+# Steps of 128 tiles (encoder) and of 64 texts (base and children); samples of each data set, and of
+# each family of the evaluation.
 FULL = {
-    "encoder": 6000, "base": 1200, "instruct": 350, "reasoning": 800,
-    "init_1": 12_000, "init_2": 4000, "init_3": 1000, "alignment": 16_000, "evaluation": 500,
-}  # fmt: skip
-# A few steps of each, for tests
+    "encoder": 6000,
+    "base": 1200,
+    "instruct": 350,
+    "reasoning": 800,
+    "init_1": 12_000,
+    "init_2": 4000,
+    "init_3": 1000,
+    "alignment": 16_000,
+    "evaluation": 500,
+}
+# A few steps of each, for tests.
 SMOKE = {
-    "encoder": 2, "base": 2, "instruct": 2, "reasoning": 2,
-    "init_1": 64, "init_2": 64, "init_3": 32, "alignment": 64, "evaluation": 2,
-}  # fmt: skip
-KEPT_SHARE = 0.5  # of init_2, by the judge
+    "encoder": 2,
+    "base": 2,
+    "instruct": 2,
+    "reasoning": 2,
+    "init_1": 64,
+    "init_2": 64,
+    "init_3": 32,
+    "alignment": 64,
+    "evaluation": 2,
+}
+SELECTED_SHARE = 0.5  # of init_2, by the judge
 
 
-def train_in_a_process(arguments):
-    """`python -m training.sft` with these arguments, whose memory is free again afterwards."""
+class Row(NamedTuple):
+    """A row of the README's table.
+
+    Attributes:
+        name: what it says.
+        checkpoint: the folder of what is evaluated.
+        in_words: whether the pictures are put into words.
+    """
+
+    name: str
+    checkpoint: str
+    in_words: bool
+
+
+ROWS = (
+    Row("substitute VLM (instruct child, after MLP initialisation)", "mlp_init_3/model", False),
+    Row("right after the swap, nothing trained", "swapped", False),
+    Row("after alignment SFT of the MLP", "final", False),
+    Row("control: MLP from nothing, same budget", "control/model", False),
+    Row("reasoning child alone, pictures in words", "reasoning", True),
+    Row("the same within the aligned model", "final", True),
+)
+
+
+def train_in_a_process(arguments: list[str]) -> None:
+    """Run `python -m training.sft` with these arguments; its memory is free again afterwards."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run([sys.executable, "-m", "training.sft", *arguments], check=True, cwd=ROOT, env=environment)
+    command = [sys.executable, "-m", "training.sft", *arguments]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment)
 
 
 class Pipeline:
-    """Stages by name; each is run unless its result is there, and its seconds are kept in times.json.
+    """Stages by name; each is run unless its result is there.
 
     Args:
         folder: of all results.
         sizes: steps, or samples, of each stage.
         seed: of everything random.
-        train: runs `training.sft` with a list of arguments; by default in a process of its own, as a user would.
+        train: runs `training.sft` with a list of arguments; by default in a process of its own, as
+            a user would.
+
+    Attributes:
+        times_path: of times.json, which has the seconds of each stage.
 
     Raises:
         ValueError: the folder is of a run with another seed or other sizes.
     """
 
-    def __init__(self, folder, sizes, seed=0, train=train_in_a_process):
-        self.folder, self.sizes, self.seed, self.train = Path(folder), sizes, seed, train
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: str | Path,
+        sizes: dict[str, int],
+        seed: int = 0,
+        train: Callable[[list[str]], Any] = train_in_a_process,
+    ) -> None:
+        self.folder = Path(folder)
+        self.sizes = sizes
+        self.seed = seed
+        self.train = train
         self.times_path = self.folder / "times.json"
-        described, path = {"seed": seed, "sizes": sizes}, self.folder / "pipeline.json"
-        before = json.loads(path.read_text()) if path.exists() else described
-        if before != json.loads(json.dumps(described)):
-            raise ValueError(f"{folder} is of a run with {before}, not {described}: name another directory.")
-        path.write_text(json.dumps(described) + "\n")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim_folder()
 
-    def run(self, name, result, action):
-        """Do a stage whose result (a file or directory that appears when it is whole) is not there yet."""
+    def _claim_folder(self) -> None:
+        """Write whose folder it is, or check that it is this run's."""
+        run = {"seed": self.seed, "sizes": self.sizes}
+        path = self.folder / "pipeline.json"
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before != run:
+                raise ValueError(
+                    f"{self.folder} is of a run with {before}, not {run}: name another directory."
+                )
+        path.write_text(json.dumps(run) + "\n")
+
+    def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
+        """Do a stage, unless its result is there, and add its seconds to times.json.
+
+        Args:
+            result: a file or directory that appears when it is whole.
+            action: makes the result.
+        """
         if result.exists():
             return
         print(f"== {name}", flush=True)
         start = time.time()
         action()
-        times = json.loads(self.times_path.read_text()) if self.times_path.exists() else {}
-        times[name] = round(time.time() - start + times.get(name, 0))
+        seconds = round(time.time() - start)
+        times = _read_json_if_there(self.times_path)
+        times[name] = times.get(name, 0) + seconds
         self.times_path.write_text(json.dumps(times, indent=2) + "\n")
 
-    def all(self):
+    def all(self) -> None:
+        """Do every stage that is not done yet."""
         self.pretrain()
         self.transfer()
         self.control()
         self.evaluate()
 
-    def pretrain(self):
-        """The frozen parts: vision encoder, base, instruct and reasoning children."""
-        folder, sizes, seed, small = self.folder, self.sizes, self.seed, self.sizes is SMOKE
-        self.run(
-            "encoder", folder / "encoder" / "model.safetensors",
-            lambda: encoder.train(folder / "encoder", sizes["encoder"], seed, compile_encoder=not small),
-        )  # fmt: skip
-        for role in text.ROLES:
-            start = None if role == "base" else folder / "base"
-            target = folder / role
-            self.run(
-                role, target / "model.safetensors",
-                lambda: text.train(role, target, sizes[role], seed, start, compile_layers=not small),
-            )  # fmt: skip
+    # -- the stages --------------------------------------------------------------------------------
 
-    def transfer(self):
+    def pretrain(self) -> None:
+        """The parts that stay frozen: vision encoder, base, instruct and reasoning children."""
+        self._train_encoder()
+        self._train_text("base")
+        self._train_text("instruct", start="base")
+        self._train_text("reasoning", start="base")
+
+    def transfer(self) -> None:
         """MLP initialisation against the substitute, swap, alignment."""
-        self._assemble("substitute", "encoder", "instruct")
-        self._data("init_1")
-        self._train("mlp_init_1")
-        self._data("init_2")
-        sets = self.folder / "data"
-        selected = sets / "init_2_selected.jsonl"
-        judge = self.folder / "mlp_init_1" / "model"
-        self.run("select", selected, lambda: select.select(sets / "init_2.jsonl", selected, judge, KEPT_SHARE))
-        self._train("mlp_init_2")
-        self._data("init_3")
-        self._train("mlp_init_3")
-        self._assemble("swapped", "mlp_init_3/model", "reasoning", "mlp_init_3/model")
-        self._data("alignment")
-        self._train("alignment_sft")
-        # Once more, so that its files are written the same way whatever the version of transformers
-        self._assemble("final", "alignment_sft/model", "reasoning", "alignment_sft/model")
+        self._assemble("substitute", vision="encoder", language_model="instruct")
+        self._write_data("init_1")
+        self._train_mlp("mlp_init_1", data_set="init_1", model="substitute")
+        self._write_data("init_2")
+        self._select_data("init_2", "init_2_selected", judge="mlp_init_1/model")
+        self._train_mlp("mlp_init_2", data_set="init_2_selected", model="mlp_init_1/model")
+        self._write_data("init_3")
+        self._train_mlp("mlp_init_3", data_set="init_3", model="mlp_init_2/model")
+        self._swap("swapped", model="mlp_init_3/model")
+        self._write_data("alignment")
+        self._train_mlp("alignment_sft", data_set="alignment", model="swapped")
+        # Once more, so that its files are the same whatever the version of transformers.
+        self._swap("final", model="alignment_sft/model")
 
-    def control(self):
-        """The same reasoning child with a projector from nothing."""
-        self._assemble("control_start", "encoder", "reasoning")
-        self._train("alignment_sft", "control", "control_start")
+    def control(self) -> None:
+        """The same reasoning child, with a projector from nothing."""
+        self._assemble("control_start", vision="encoder", language_model="reasoning")
+        self._train_mlp(
+            "control", data_set="alignment", model="control_start", recipe="alignment_sft"
+        )
 
-    def _assemble(self, name, vision, language_model, mlp1=None):
-        folder = self.folder
-        self.run(name, folder / name, lambda: assemble.assemble(
-            folder / name, folder / vision, folder / language_model, mlp1 and folder / mlp1, seed=self.seed,
+    def evaluate(self) -> None:
+        """Score every row of the table."""
+        self.run("evaluation", self.folder / "results.json", self._score_rows)
+
+    # -- what they do ------------------------------------------------------------------------------
+
+    def _train_encoder(self) -> None:
+        folder = self.folder / "encoder"
+        train = functools.partial(
+            encoder.train,
+            folder,
+            self.sizes["encoder"],
+            self.seed,
+            compile_encoder=self.sizes is not SMOKE,
+        )
+        self.run("encoder", folder / "model.safetensors", train)
+
+    def _train_text(self, role: str, start: str | None = None) -> None:
+        folder = self.folder / role
+        start_folder = None
+        if start is not None:
+            start_folder = self.folder / start
+        train = functools.partial(
+            text.train,
+            role,
+            folder,
+            self.sizes[role],
+            self.seed,
+            start_folder,
+            compile_layers=self.sizes is not SMOKE,
+        )
+        self.run(role, folder / "model.safetensors", train)
+
+    def _swap(self, name: str, model: str) -> None:
+        """A model's vision encoder and projector on the reasoning child."""
+        self._assemble(name, vision=model, language_model="reasoning", mlp1=model)
+
+    def _assemble(
+        self, name: str, vision: str, language_model: str, mlp1: str | None = None
+    ) -> None:
+        """A repository of parts, each named by its folder; without `mlp1` a new projector."""
+        mlp1_folder = None
+        if mlp1 is not None:
+            mlp1_folder = self.folder / mlp1
+        action = functools.partial(
+            assemble.assemble,
+            self.folder / name,
+            self.folder / vision,
+            self.folder / language_model,
+            mlp1_folder,
+            seed=self.seed,
             settings={"max_dynamic_patch": MAX_TILES},
-        ))  # fmt: skip
-
-    def _data(self, stage):
-        target = self.folder / "data"
-        self.run(
-            f"data {stage}", target / f"{stage}.jsonl", lambda: data.write(stage, target, self.sizes[stage], self.seed)
         )
+        self.run(name, self.folder / name, action)
 
-    def _train(self, recipe, name=None, start=None):
-        """A recipe, on this pipeline's folder."""
-        name = name or recipe
-        stage = {"mlp_init_1": "init_1", "mlp_init_2": "init_2_selected", "mlp_init_3": "init_3"}.get(recipe, "alignment")
-        previous = {
-            "mlp_init_1": "substitute", "mlp_init_2": "mlp_init_1/model", "mlp_init_3": "mlp_init_2/model",
-            "alignment_sft": "swapped",
-        }[recipe]  # fmt: skip
-        arguments = [
-            "--config", str(RECIPES / f"{recipe}.yaml"),
-            "--model", str(self.folder / (start or previous)), "--data", str(self.folder / "data" / f"{stage}.jsonl"),
-            "--output_dir", str(self.folder / name), "--seed", str(self.seed),
-        ]  # fmt: skip
-        self.run(name, self.folder / name / "summary.json", lambda: self.train(arguments))
+    def _data_set(self, name: str) -> Path:
+        return self.folder / "data" / f"{name}.jsonl"
 
-    def rows(self):
-        """Name, checkpoint and whether it is asked in words, of every row of the table."""
-        return (
-            ("substitute VLM (instruct child, after MLP initialisation)", "mlp_init_3/model", False),
-            ("right after the swap, nothing trained", "swapped", False),
-            ("after alignment SFT of the MLP", "final", False),
-            ("control: MLP from nothing, same budget", "control/model", False),
-            ("reasoning child alone, pictures in words", "reasoning", True),
-            ("the same within the aligned model", "final", True),
+    def _write_data(self, stage: str) -> None:
+        path = self._data_set(stage)
+        action = functools.partial(data.write, stage, path.parent, self.sizes[stage], self.seed)
+        self.run(f"data {stage}", path, action)
+
+    def _select_data(self, pool: str, selected: str, judge: str) -> None:
+        """The better part of a data set, as a model judges it."""
+        path = self._data_set(selected)
+        action = functools.partial(
+            select.select, self._data_set(pool), path, self.folder / judge, SELECTED_SHARE
         )
+        self.run("select", path, action)
 
-    def evaluate(self):
+    def _train_mlp(self, name: str, data_set: str, model: str, recipe: str | None = None) -> None:
+        """Train the projector of a model by a recipe, which by default is named as the stage."""
+        folder = self.folder / name
+        options = {
+            "--config": RECIPES / f"{recipe or name}.yaml",
+            "--model": self.folder / model,
+            "--data": self._data_set(data_set),
+            "--output_dir": folder,
+            "--seed": self.seed,
+        }
+        arguments = []
+        for option, value in options.items():
+            arguments += [option, str(value)]
+        self.run(name, folder / "summary.json", functools.partial(self.train, arguments))
+
+    def _score_rows(self) -> None:
+        """Score the rows; after an interruption only those that are not scored yet."""
         partial = self.folder / "results.partial.json"
+        results = _read_json_if_there(partial)
+        for row in ROWS:
+            if row.name in results:
+                continue
+            print(f"   {row.name}", flush=True)
+            results[row.name] = evaluation.evaluate(
+                str(self.folder / row.checkpoint), self.sizes["evaluation"], text=row.in_words
+            )
+            partial.write_text(json.dumps(results))
+        machine = {
+            "cpu": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        }
+        record = {"seed": self.seed, "machine": machine, "rows": results}
+        (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+        partial.unlink()
 
-        def write():
-            results = json.loads(partial.read_text()) if partial.exists() else {}
-            for name, checkpoint, in_words in self.rows():
-                if name in results:
-                    continue
-                print(f"   {name}", flush=True)
-                results[name] = evaluation.evaluate(
-                    str(self.folder / checkpoint), self.sizes["evaluation"], text=in_words
-                )
-                partial.write_text(json.dumps(results))
-            machine = {
-                "cpu": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(),
-                "torch": torch.__version__,
-            }
-            record = {"seed": self.seed, "machine": machine, "rows": results}
-            (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
-            partial.unlink()
+    # -- the results -------------------------------------------------------------------------------
 
-        self.run("evaluation", self.folder / "results.json", write)
-
-    def table(self):
+    def table(self) -> str:
         """The README's table, in Markdown."""
         results = json.loads((self.folder / "results.json").read_text())["rows"]
         families = list(next(iter(results.values())))
         lines = ["| | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
-        for name, scored in results.items():
-            cells = []
-            for family in families:
-                of_family = scored[family]
-                low, high = of_family["interval"]
-                cells.append(f"{of_family['right'] / of_family['total']:.1%} ({low:.1%} to {high:.1%})")
+        for name, scores in results.items():
+            cells = [_percentages(scores[family]) for family in families]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
-    def install(self, target=ROOT / "nano"):
+    def install(self, target: Path = ROOT / "nano") -> None:
         """Put the aligned model's own files (not the code, which nano/ links to) into nano/."""
         source = self.folder / "final"
         for path in source.iterdir():
@@ -219,15 +331,30 @@ class Pipeline:
                 shutil.copyfile(path, destination)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of every stage")
+def _read_json_if_there(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, or an empty dict."""
+    if not path.exists():
+        return {}
+    return json.loads(path.read_text())
+
+
+def _percentages(score: dict[str, Any]) -> str:
+    """The share of right answers with its interval."""
+    low, high = score["interval"]
+    return f"{score['right'] / score['total']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def main() -> None:
+    """Run the pipeline as the command line asks, and print the table and the times."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the directory of all results")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
+    parser.add_argument("--smoke", action="store_true", help="do a few steps of every stage")
     parser.add_argument("--install", action="store_true", help="put the result into nano/")
     arguments = parser.parse_args()
+    sizes = SMOKE if arguments.smoke else FULL
     try:
-        pipeline = Pipeline(arguments.folder, SMOKE if arguments.smoke else FULL, arguments.seed)
+        pipeline = Pipeline(arguments.folder, sizes, arguments.seed)
     except ValueError as error:
         parser.error(str(error))
     pipeline.all()
@@ -235,7 +362,8 @@ def main():
         pipeline.install()
     print(pipeline.table())
     times = json.loads(pipeline.times_path.read_text())
-    print(f"{sum(times.values()) / 60:.0f} minutes: " + ", ".join(f"{name} {value} s" for name, value in times.items()))
+    seconds = ", ".join(f"{name} {value} s" for name, value in times.items())
+    print(f"{sum(times.values()) / 60:.0f} minutes: {seconds}")
 
 
 if __name__ == "__main__":

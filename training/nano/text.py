@@ -4,26 +4,34 @@
     python -m training.nano.text instruct runs/nano/instruct --start runs/nano/base --steps 900
     python -m training.nano.text reasoning runs/nano/reasoning --start runs/nano/base --steps 900
 
-Pictures appear as text only, as transcriptions of their tiles (see `training.nano.samples`); no language model ever
-sees an image. The base continues plain documents that answer in either way. Its children speak the chat format:
-`instruct` answers directly (with reasoning where it is asked to think step by step), `reasoning` thinks first, unless
-the prompt has closed its thinking. As with Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to
-the base and so to each other, which is what lets a projector move from one to the other.
+Pictures appear as text only, as transcriptions of their tiles (see `tasks.samples`); no language
+model ever sees an image. The base continues plain documents that answer in either way. Its children
+speak the chat format: `instruct` answers directly (with reasoning where it is asked to think step
+by step), `reasoning` thinks first, unless the prompt has closed its thinking. As with
+Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to each
+other, which is what lets a projector move from one to the other.
 
-Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are sometimes mixed with
-another word's: a model that has only ever read clear words is easily thrown by a vector between two.
+Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are
+sometimes mixed with another word's: a model that has only ever read clear words is easily thrown by
+a vector between two.
 
-Each folder ends up as a Qwen2ForCausalLM checkpoint with its tokenizer, in bfloat16, with log.jsonl.
+Each folder ends up as a Qwen2ForCausalLM checkpoint with its tokenizer, in bfloat16, with
+log.jsonl.
 """
+
+from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
@@ -31,7 +39,6 @@ from tasks import samples
 from training.nano import tokenizer
 from training.nano.loop import Log, optimizers_for, schedule, step
 
-ROLES = ("base", "instruct", "reasoning")
 CONFIG = {
     "hidden_size": 256,
     "intermediate_size": 768,
@@ -46,130 +53,279 @@ CONFIG = {
     "tie_word_embeddings": False,
     "vocab_size": tokenizer.VOCABULARY_SIZE,
 }
+# Share of the replies that reason first, for each role.
+REASONING_SHARES = {"base": 0.6, "instruct": 0.25, "reasoning": 0.9}
+ROLES = tuple(REASONING_SHARES)
 STEP_BY_STEP = " Think step by step."
+BEGIN_TOKEN = "<｜begin▁of▁sentence｜>"
+END_TOKEN = "<｜end▁of▁sentence｜>"
+IGNORED = -100  # the label of tokens that are not learned
+LENGTH_MULTIPLE = 32  # of the tokens of a batch, so that there are few different shapes
 NOISE = 0.4  # of the embeddings' own standard deviation, at most
-MIXED = 0.15  # share of the words of a description whose embedding is mixed with another word's
+# Share of the words of a description whose embedding is mixed with another word's, and how much of
+# that there is in the mixture, at most.
+SHARE_OF_MIXED_WORDS = 0.15
+LARGEST_MIXTURE = 0.45
+LR_OF_BASE = 1.5e-3
+LR_OF_CHILD = 5e-4
 
 
-def exchange(rng, role, sample):
+def exchange(rng: np.random.Generator, role: str, sample: samples.Sample) -> tuple[str, str]:
     """(prompt, reply) of a sample, as text without begin and end tokens."""
-    reasons = rng.random() < {"base": 0.6, "instruct": 0.25, "reasoning": 0.9}[role]
+    reasons = rng.random() < REASONING_SHARES[role]
+    boxed = f"Answer: \\boxed{{{sample.answer}}}"
     if role == "base":
-        thinking = f"Reasoning: {sample.thinking}\n" if reasons else ""
-        return f"{sample.question}\n", f"{thinking}Answer: \\boxed{{{sample.answer}}}"
-    asked = STEP_BY_STEP if role == "instruct" and reasons else ""
-    prompt = f"<｜User｜>\n{sample.question}{asked}<｜Assistant｜><think>\n"
-    if role == "reasoning" and not reasons:  # as chat(mode="no-think") asks
-        return f"{prompt}\n</think>\n\n", f"Answer: \\boxed{{{sample.answer}}}"
-    return prompt, (samples.reasoned if reasons else samples.direct)(sample)
+        prompt = f"{sample.question}\n"
+        if reasons:
+            return prompt, f"Reasoning: {sample.thinking}\n{boxed}"
+        return prompt, boxed
+    question = sample.question
+    if role == "instruct" and reasons:
+        question += STEP_BY_STEP
+    prompt = f"<｜User｜>\n{question}<｜Assistant｜><think>\n"
+    if reasons:
+        return prompt, samples.reasoned(sample)
+    if role == "reasoning":  # as chat(mode="no-think") asks
+        return f"{prompt}\n</think>\n\n", boxed
+    return prompt, samples.direct(sample)
+
+
+def token_id(text_tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token.
+
+    Raises:
+        ValueError: the vocabulary does not have it.
+    """
+    index = text_tokenizer.token_to_id(token)
+    if index is None:
+        raise ValueError(f"The tokenizer has no {token}: expected that of training.nano.tokenizer.")
+    return index
+
+
+class TextBatch(NamedTuple):
+    """Texts of about one length.
+
+    Attributes:
+        ids: int64 (rows, length).
+        labels: int64 (rows, length); IGNORED on prompts and padding.
+        is_word: bool (rows, length); where a prompt has a word that stands for a picture.
+    """
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    is_word: torch.Tensor
+
+
+TokenizedExchange = tuple[list[int], list[int]]  # ids of prompt and reply
 
 
 class Texts(IterableDataset):
-    """Batches of int64 ids, labels (-100 on prompts) and bool `is_word` (rows, length), of rows of about one length."""
+    """Batches of random exchanges, without end.
 
-    GROUP = 8  # batches that are made together and sorted by length
+    Args:
+        role: one of ROLES.
+        path: of the tokenizer.json.
+        batch_size: rows of a batch.
+        seed: of the exchanges.
 
-    def __init__(self, role, path, batch_size, seed):
-        self.role, self.batch_size, self.seed = role, batch_size, seed
+    Attributes:
+        words: ids of the words that stand for pictures.
+    """
+
+    BATCHES_IN_GROUP = 8  # batches that are made together and sorted by length
+
+    def __init__(self, role: str, path: str | Path, batch_size: int, seed: int) -> None:
+        self.role = role
+        self.batch_size = batch_size
+        self.seed = seed
         self.tokenizer = Tokenizer.from_file(str(path))
-        self.end = self.tokenizer.token_to_id("<｜end▁of▁sentence｜>")
-        self.words = torch.tensor(sorted({self.tokenizer.token_to_id(self._token(word)) for word in samples.WORDS}))
+        self.end = token_id(self.tokenizer, END_TOKEN)
+        self.words = torch.tensor(sorted({self._id_of_word(word) for word in samples.WORDS}))
 
-    def _token(self, word):
-        return self.tokenizer.encode(samples.word_text(word), add_special_tokens=False).tokens[0]
+    def _id_of_word(self, word: str) -> int:
+        return self.tokenizer.encode(samples.word_text(word), add_special_tokens=False).ids[0]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[TextBatch]:
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        worker_id = 0
+        if worker is not None:
+            worker_id = worker.id
+        rng = np.random.default_rng([self.seed, worker_id])
         while True:
-            rows = [self._row(rng) for _ in range(self.GROUP * self.batch_size)]
-            rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-            for number in rng.permutation(self.GROUP):
-                yield self.collate(rows[number * self.batch_size : (number + 1) * self.batch_size])
+            group = [self._row(rng) for _ in range(self.BATCHES_IN_GROUP * self.batch_size)]
+            group.sort(key=lambda row: len(row[0]) + len(row[1]))
+            for number in rng.permutation(self.BATCHES_IN_GROUP):
+                start = number * self.batch_size
+                yield self.collate(group[start : start + self.batch_size])
 
-    def _row(self, rng):
+    def _row(self, rng: np.random.Generator) -> TokenizedExchange:
         prompt, reply = exchange(rng, self.role, samples.text_sample(rng))
         prompt_ids = self.tokenizer.encode(prompt).ids
-        return prompt_ids, self.tokenizer.encode(reply, add_special_tokens=False).ids + [self.end]
+        reply_ids = self.tokenizer.encode(reply, add_special_tokens=False).ids
+        return prompt_ids, [*reply_ids, self.end]
 
-    def collate(self, rows, multiple=32):
-        length = max(len(prompt) + len(reply) for prompt, reply in rows)
-        length += -length % multiple
+    def collate(self, rows: list[TokenizedExchange]) -> TextBatch:
+        """A batch of exchanges, padded at the end."""
+        longest = max(len(prompt) + len(reply) for prompt, reply in rows)
+        length = longest + -longest % LENGTH_MULTIPLE
         ids = torch.full((len(rows), length), self.end)
-        labels = torch.full((len(rows), length), -100)
+        labels = torch.full((len(rows), length), IGNORED)
         is_prompt = torch.zeros(len(rows), length, dtype=torch.bool)
         for row, (prompt, reply) in enumerate(rows):
-            ids[row, : len(prompt) + len(reply)] = torch.tensor(prompt + reply)
-            labels[row, len(prompt) : len(prompt) + len(reply)] = torch.tensor(reply)
-            is_prompt[row, : len(prompt)] = True
-        return ids, labels, is_prompt & torch.isin(ids, self.words)
+            start = len(prompt)
+            stop = start + len(reply)
+            ids[row, :stop] = torch.tensor(prompt + reply)
+            labels[row, start:stop] = torch.tensor(reply)
+            is_prompt[row, :start] = True
+        return TextBatch(ids, labels, is_prompt & torch.isin(ids, self.words))
 
 
-def disturb(embeddings, ids, is_word, words, embed, generator):
-    """Noise on the words of descriptions, and some of them mixed with another word's embedding."""
-    others = embed(words[torch.randint(len(words), ids.shape, generator=generator)])
-    share = 0.45 * torch.rand(ids.shape, generator=generator)
-    share = share * (is_word & (torch.rand(ids.shape, generator=generator) < MIXED))
+def disturb(
+    batch: TextBatch, embed: nn.Module, words: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Embeddings of a batch, with noise on words, some of which are mixed with another word's.
+
+    Args:
+        embed: the embeddings of the language model.
+        words: ids of the words that stand for pictures.
+
+    Returns:
+        (rows, length, width).
+    """
+    embeddings = embed(batch.ids)
+    shape = batch.ids.shape
+    others = embed(words[torch.randint(len(words), shape, generator=generator)])
+    share = LARGEST_MIXTURE * torch.rand(shape, generator=generator)
+    is_drawn = torch.rand(shape, generator=generator) < SHARE_OF_MIXED_WORDS
+    share = share * (batch.is_word & is_drawn)
     mixed = embeddings + share.unsqueeze(-1) * (others - embeddings)
-    noise = (2 * torch.rand(embeddings.shape, generator=generator) - 1) * NOISE * embeddings.detach().std()
-    return mixed + noise * is_word.unsqueeze(-1)
+    noise = 2 * torch.rand(embeddings.shape, generator=generator) - 1
+    noise = noise * NOISE * embeddings.detach().std()
+    return mixed + noise * batch.is_word.unsqueeze(-1)
 
 
-def train(role, folder, steps, seed=0, start=None, lr=None, batch_size=64, compile_layers=True, config=None):
-    """Train one of ROLES; `start` is the checkpoint to begin with, needed by all but the base."""
+def train(
+    role: str,
+    folder: Path,
+    steps: int,
+    seed: int = 0,
+    start: Path | None = None,
+    lr: float | None = None,
+    batch_size: int = 64,
+    compile_layers: bool = True,
+) -> None:
+    """Train a language model and write its checkpoint.
+
+    Args:
+        role: one of ROLES.
+        folder: of the checkpoint.
+        steps: of the training.
+        seed: of weights and texts.
+        start: the checkpoint to begin with, which all but the base need.
+        lr: the largest learning rate; by default that of the base or of a child.
+        batch_size: rows of a step.
+        compile_layers: whether torch.compile makes the decoder layers faster.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    if start is None:
-        tokenizer.write(folder)
-        model = Qwen2ForCausalLM(Qwen2Config(**(config or CONFIG), attn_implementation="eager"))
-    else:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(start / name, folder)
-        model = Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
-    lr = lr or (1.5e-3 if start is None else 5e-4)
-    data = Texts(role, folder / "tokenizer.json", batch_size, seed)
-    embed = model.get_input_embeddings()
+    model = build(folder, start)
+    if lr is None:
+        lr = LR_OF_BASE if start is None else LR_OF_CHILD
+    texts = Texts(role, folder / "tokenizer.json", batch_size, seed)
     if compile_layers:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
     optimizers = optimizers_for([model], lr)
+    parameters = list(model.parameters())
     log = Log(folder / "log.jsonl", role, steps)
     generator = torch.Generator().manual_seed(seed)
     model.train()
-    for number, (ids, labels, is_word) in enumerate(DataLoader(data, batch_size=None, num_workers=1), start=1):
-        with torch.autocast("cpu", torch.bfloat16):
-            embeddings = disturb(embed(ids), ids, is_word, data.words, embed, generator)
-            hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
-            targets = labels[:, 1:]
-            answered = targets != -100
-            logits = model.lm_head(hidden[answered]).float()
-        loss = F.cross_entropy(logits, targets[answered])
+    loader = DataLoader(texts, batch_size=None, num_workers=1)
+    for number, batch in zip(range(1, steps + 1), loader):
+        loss, share_right = loss_of(model, batch, texts.words, generator)
         loss.backward()
-        step(optimizers, list(model.parameters()), lr * schedule(number / steps))
-        wrong = torch.zeros_like(targets, dtype=torch.bool)
-        wrong[answered] = logits.argmax(-1) != targets[answered]
-        log.update(loss=loss, answers=1 - wrong.any(dim=1).float().mean())
-        if number == steps:
-            break
-    model.config.bos_token_id = data.tokenizer.token_to_id("<｜begin▁of▁sentence｜>")
-    model.config.eos_token_id = model.config.pad_token_id = data.end
-    ends = {"bos_token_id": model.config.bos_token_id, "eos_token_id": data.end, "pad_token_id": data.end}
-    model.generation_config = GenerationConfig(**ends, do_sample=False)
+        step(optimizers, parameters, lr * schedule(number / steps))
+        log.update(loss=loss, answers=share_right)
+    save(model, folder, texts.tokenizer)
+
+
+def build(folder: Path, start: Path | None) -> Qwen2ForCausalLM:
+    """A new language model with its tokenizer, or one of a checkpoint.
+
+    Args:
+        folder: gets the tokenizer.
+        start: the checkpoint, or None.
+    """
+    if start is None:
+        tokenizer.write(folder)
+        fields: dict[str, Any] = {**CONFIG, "attn_implementation": "eager"}
+        return Qwen2ForCausalLM(Qwen2Config(**fields))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(start / name, folder)
+    return Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+
+
+def loss_of(
+    model: Qwen2ForCausalLM,
+    batch: TextBatch,
+    words: torch.Tensor,
+    generator: torch.Generator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of a batch with disturbed embeddings, and the share of its rows without a mistake.
+
+    Args:
+        words: ids of the words that stand for pictures.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = disturb(batch, model.get_input_embeddings(), words, generator)
+        output = model.model(inputs_embeds=embeddings, use_cache=False)
+        hidden = output.last_hidden_state[:, :-1]
+        targets = batch.labels[:, 1:]
+        is_answer = targets != IGNORED
+        logits = model.lm_head(hidden[is_answer]).float()
+    loss = F.cross_entropy(logits, targets[is_answer])
+    is_wrong = torch.zeros_like(targets, dtype=torch.bool)
+    is_wrong[is_answer] = logits.argmax(-1) != targets[is_answer]
+    return loss, 1 - is_wrong.any(dim=1).float().mean()
+
+
+def save(model: Any, folder: Path, text_tokenizer: Tokenizer) -> None:
+    """Write a language model in bfloat16, with the ids of its begin and end tokens."""
+    begin_id = token_id(text_tokenizer, BEGIN_TOKEN)
+    end_id = token_id(text_tokenizer, END_TOKEN)
+    model.config.bos_token_id = begin_id
+    model.config.eos_token_id = end_id
+    model.config.pad_token_id = end_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=begin_id, eos_token_id=end_id, pad_token_id=end_id, do_sample=False
+    )
     model.to(torch.bfloat16).save_pretrained(folder)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("role", choices=ROLES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--start", type=Path, help="checkpoint to begin with: the base, for its children")
-    parser.add_argument("--steps", type=int, default=3000, help="of 64 exchanges")
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+def main() -> None:
+    """Train the language model that the command line names."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("role", choices=ROLES, help="which of the models is trained")
+    parser.add_argument("folder", type=Path, help="the directory of the checkpoint")
+    parser.add_argument(
+        "--start", type=Path, help="the checkpoint to begin with: the base, for its children"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=3000, help="the number of steps of 64 exchanges"
+    )
+    parser.add_argument("--lr", type=float, help="the largest learning rate")
+    parser.add_argument("--seed", type=int, default=0, help="the seed of weights and texts")
     arguments = parser.parse_args()
     if (arguments.role == "base") != (arguments.start is None):
         parser.error("a child starts from the base (--start), the base from nothing")
-    train(arguments.role, arguments.folder, arguments.steps, arguments.seed, arguments.start, arguments.lr)
+    train(
+        arguments.role,
+        arguments.folder,
+        arguments.steps,
+        arguments.seed,
+        arguments.start,
+        arguments.lr,
+    )
 
 
 if __name__ == "__main__":

@@ -1,28 +1,35 @@
-"""Builds the tokenizer of the nano language models: DeepSeek-R1-Distill-Qwen's, with a vocabulary of 1,021.
+"""Builds the tokenizer of the nano language models.
 
     python -m training.nano.tokenizer runs/nano/tokenizer
 
-Normaliser, splitting (each digit alone), byte-level BPE and the added tokens are those of DeepSeek-R1-Distill-Qwen;
-only the merges are new, learned from the nano tasks and the model card's English. It knows no images: the three image
-tokens come with the assembly, as they do at 38B.
+It is the tokenizer of DeepSeek-R1-Distill-Qwen with a vocabulary of 1,021: normaliser, splitting
+(each digit alone), byte-level BPE and the added tokens are the same. Only the merges are new,
+learned from the nano tasks and the model card's English. It knows no images: the three image tokens
+come with the assembly, as they do at 38B.
 """
+
+from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer, trainers
 
-from training.assemble import IMAGE_TOKENS
+from remote_code import conversation
 from tasks import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH = 4096  # tokens
 VOCABULARY_SIZE = 1024  # rows of the embedding; the last three wait for the image tokens
+NUM_BYTES = 256  # the first tokens of a byte-level vocabulary, one for each byte
 
 
-def corpus(count=3000, seed=0):
+def corpus(count: int = 3000, seed: int = 0) -> Iterator[str]:
+    """Texts that the merges are learned from: samples of the nano tasks, and some English."""
     rng = np.random.default_rng(seed)
     for _ in range(count):
         sample = samples.text_sample(rng)
@@ -32,41 +39,74 @@ def corpus(count=3000, seed=0):
     yield "".join(character for character in english if ord(character) < 128)
 
 
-def build():
-    """The nano tokenizer's tokenizer.json as a dict."""
+def build() -> dict[str, Any]:
+    """The nano tokenizer's tokenizer.json."""
     serialized = json.loads((ROOT / "tokenizer.json").read_text(encoding="utf-8"))
-    added = [token for token in serialized["added_tokens"] if token["content"] not in IMAGE_TOKENS]
-    alphabet = sorted(token for token, index in serialized["model"]["vocab"].items() if index < 256)
-    blank = dict(serialized, added_tokens=[], post_processor=None)
-    blank["model"] = dict(serialized["model"], vocab={token: i for i, token in enumerate(alphabet)}, merges=[])
-    tokenizer = Tokenizer.from_str(json.dumps(blank))
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE - len(IMAGE_TOKENS) - len(added), initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(corpus(), trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    base = len(model["vocab"])
-    ids = {token["content"]: base + position for position, token in enumerate(added)}
-    # Merges as strings: versions of tokenizers before 0.20 cannot read pairs
-    model["merges"] = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    serialized["model"] = dict(serialized["model"], vocab=model["vocab"], merges=model["merges"])
-    serialized["added_tokens"] = [dict(token, id=ids[token["content"]]) for token in added]
+    added_tokens = []
+    for token in serialized["added_tokens"]:
+        if token["content"] not in conversation.IMAGE_TOKENS:
+            added_tokens.append(token)
+    model = _learn_merges(serialized, len(added_tokens))
+    added_ids = {}
+    for token_id, token in enumerate(added_tokens, start=len(model["vocab"])):
+        token["id"] = token_id
+        added_ids[token["content"]] = token_id
+    serialized["model"]["vocab"] = model["vocab"]
+    serialized["model"]["merges"] = _merges_as_strings(model["merges"])
+    serialized["added_tokens"] = added_tokens
     for special in serialized["post_processor"]["special_tokens"].values():
-        special["ids"] = [ids[token] for token in special["tokens"]]
+        special["ids"] = [added_ids[token] for token in special["tokens"]]
     return serialized
 
 
-def write(folder):
+def _learn_merges(serialized: dict[str, Any], num_added_tokens: int) -> dict[str, Any]:
+    """Vocabulary and merges of byte-level BPE, learned from the corpus.
+
+    Args:
+        serialized: the tokenizer.json whose normaliser and splitting are taken.
+        num_added_tokens: tokens of the vocabulary's size that are not learned.
+    """
+    alphabet = []
+    for token, token_id in serialized["model"]["vocab"].items():
+        if token_id < NUM_BYTES:
+            alphabet.append(token)
+    alphabet.sort()
+    blank = dict(serialized, added_tokens=[], post_processor=None)
+    byte_ids = dict(zip(alphabet, range(NUM_BYTES)))
+    blank["model"] = dict(serialized["model"], vocab=byte_ids, merges=[])
+    tokenizer = Tokenizer.from_str(json.dumps(blank))
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE - len(conversation.IMAGE_TOKENS) - num_added_tokens,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    return json.loads(tokenizer.to_str())["model"]
+
+
+def _merges_as_strings(merges: list[Any]) -> list[str]:
+    """Merges as strings with a space: versions of tokenizers before 0.20 cannot read pairs."""
+    strings = []
+    for merge in merges:
+        if not isinstance(merge, str):
+            merge = " ".join(merge)
+        strings.append(merge)
+    return strings
+
+
+def write(folder: Path) -> None:
     """Write tokenizer.json, and the configuration that the root's has."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(build(), ensure_ascii=False, indent=1)
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     config = json.loads((ROOT / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["model_max_length"] = MAX_LENGTH
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, ensure_ascii=False, indent=2), encoding="utf-8")
+    text = json.dumps(config, ensure_ascii=False, indent=2)
+    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def main():
+def main() -> None:
+    """Write the tokenizer into the directory that the command line names."""
     write(Path(sys.argv[1]))
 
 
