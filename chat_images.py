@@ -182,7 +182,7 @@ def _num_patches_of_questions(
     entries = list(num_patches_list or [])
     if pixel_values is None and not entries:
         return [[] for _ in questions]  # text alone; an `<image>` in it is a word
-    if num_patches_list is None:
+    if num_patches_list is None and pixel_values is not None:
         entries = [len(pixel_values)]
     if any(isinstance(entry, (list, tuple)) for entry in entries):
         if len(entries) != len(questions):

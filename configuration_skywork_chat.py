@@ -172,7 +172,11 @@ class SkyworkChatConfig(PretrainedConfig):
 
     model_type = "skywork_chat"
     is_composition = True
-    sub_configs = {"vision_config": SkyworkVisionConfig, "llm_config": Qwen2Config}
+    # transformers declares a property and reads a dict.
+    sub_configs = {  # pyright: ignore[reportAssignmentType]
+        "vision_config": SkyworkVisionConfig,
+        "llm_config": Qwen2Config,
+    }
     # Engines (vLLM among them) set and read `text_config`. It is the same object under a second
     # name, so that it can neither drift from llm_config nor be written out twice.
     attribute_map = {"text_config": "llm_config", "image_token_index": "image_token_id"}

@@ -445,7 +445,6 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
                 (batch, length, H).
             pixel_values, image_flags, image_features: see `embed`. Images belong to the call that
                 has their tokens, also where a cache is given.
-            attention_mask: (batch, length).
             labels: (batch, length), -100 where no loss counts; shifted inside.
             logits_to_keep: logits of the last so many positions only (0: all), or an index tensor.
             num_items_in_batch: divisor of the loss, see `next_token_loss`.
@@ -454,8 +453,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
 
         Raises:
-            ValueError: images that do not match the image tokens, or neither or both kinds of
-                input.
+            ValueError: see `embed`; or neither or both kinds of input.
         """
         output = self._hidden_states(
             input_ids=input_ids,
@@ -472,9 +470,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self._logits(output.last_hidden_state, logits_to_keep)
-        loss = None
-        if labels is not None:
-            loss = next_token_loss(logits, labels, num_items_in_batch)
+        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         output = CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -672,8 +668,10 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         ids = keywords.get("input_ids") if inputs is None else inputs
         if ids is not None:
             keywords["prompt_length"] = ids.shape[1]
+        # Of GenerationMixin, whose methods are declared for models of a private type.
+        generate = super().generate  # pyright: ignore[reportAttributeAccessIssue]
         with one_static_cache_at_a_time(keywords, generation_config):
-            return super().generate(inputs, generation_config, *arguments, **keywords)
+            return generate(inputs, generation_config, *arguments, **keywords)
 
     def _expand_inputs_for_generation(
         self,
@@ -682,13 +680,13 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         input_ids: Any = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeat each row for beams or several samples, and with it all of its tiles in their
-        order.
+        """Repeat each row for beams or several samples, and with it its tiles in their order.
 
         transformers' own method repeats along the first axis, which for images counts tiles.
         """
         images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        expanded_ids, model_kwargs = super()._expand_inputs_for_generation(
+        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
+        expanded_ids, model_kwargs = expand(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
             input_ids=input_ids,

@@ -29,13 +29,20 @@ try:
 except ImportError:  # the environment of vllm_check.py (make serving-test) is without it
     hypothesis = None
 
-torch.set_num_threads(1 if worker else 2)
+# tests/portable.py sets the number of threads, and the order of the tests.
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", 1 if worker else 2)))
 
 # The same examples in every run: what fails on one machine can be looked at on another. Settings of
 # a test (`@settings(...)`) start from this profile.
 if hypothesis:
     hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
     hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_modifyitems(items):
+    """Another order of the tests, if one is asked for."""
+    if "TEST_ORDER" in os.environ:
+        random.Random(os.environ["TEST_ORDER"]).shuffle(items)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """Runs the core of the suite with other CPU kernels, as another machine would choose them.
 
-    python -m tests.portable          # make test-portable: every kernel with one thread and with two
+    python -m tests.portable          # make test-portable: each kernel with 1 thread and with 2
     python -m tests.portable --order  # the default suite three times, in random order
 
 torch and oneDNN choose kernels by the processor, and sums by another kernel or number of threads

@@ -25,7 +25,7 @@ from transformers import AutoModel, AutoTokenizer
 from evaluation.nano import boxed
 from tasks.drawing import font_paths, load_font
 from training import sft
-from training.data import json_lines
+from training.rows import json_lines
 
 HERE = Path(__file__).resolve().parent
 OPTIONS = {"max_new_tokens": 160, "do_sample": False}
