@@ -208,11 +208,12 @@ import torch
 from benchmarks import measure, models
 from remote_code import modeling_skywork_chat as modeling
 
-modeling.POSITIONS_PER_CHUNK_ON_CPU = modeling.POSITIONS_PER_CHUNK  # in chunks as on a GPU
-model = models.build_ours(models.build_config(**json.loads(sys.argv[1])), dtype=torch.bfloat16)
+tiles, tokens = int(sys.argv[2]), int(sys.argv[3])
+modeling.POSITIONS_PER_CHUNK_ON_CPU = tiles * 1025  # in chunks, as on a GPU
+model = models.build_ours(models.build_config(**json.loads(sys.argv[1])))
 torch.manual_seed(0)
-pixels = torch.randn(modeling.POSITIONS_PER_CHUNK // 1025, 3, 448, 448, dtype=torch.bfloat16)
-ids = torch.zeros(1, 4096, dtype=torch.long)
+pixels = torch.randn(tiles, 3, 448, 448)
+ids = torch.zeros(1, tokens, dtype=torch.long)
 calls = {
     "encoding tiles": partial(model.extract_feature, pixels),
     "reading a prompt": partial(model, input_ids=ids, use_cache=False, logits_to_keep=1),
@@ -225,8 +226,13 @@ with torch.no_grad():
 
 
 class TestAgainstMeasuredMemory:
-    """Against what is allocated, at widths that make every part larger than the noise."""
+    """Against what is allocated, at widths that make every part larger than the noise.
 
+    In float32: a CPU without bf16 units takes ten times as long for bf16, and converts the operands
+    of every product to float32, which takes memory that no GPU needs.
+    """
+
+    TILES, TOKENS = 4, 2048
     SHAPES = {"vision": "300m", "language": "0.5b", "vision_layers": 2, "language_layers": 4}
 
     @pytest.fixture(scope="class")
@@ -235,11 +241,12 @@ class TestAgainstMeasuredMemory:
 
     @pytest.fixture(scope="class")
     def model(self, config):
-        return models.build_ours(config, dtype=torch.bfloat16)
+        return models.build_ours(config)
 
     @pytest.fixture(scope="class")
     def measured(self):
-        command = [sys.executable, "-c", MEASURE, json.dumps(self.SHAPES)]
+        sizes = [str(self.TILES), str(self.TOKENS)]
+        command = [sys.executable, "-c", MEASURE, json.dumps(self.SHAPES), *sizes]
         return json.loads(
             subprocess.run(command, cwd=checkpoints.ROOT, stdout=subprocess.PIPE, check=True).stdout
         )
@@ -254,23 +261,23 @@ class TestAgainstMeasuredMemory:
                 logits_to_keep=1,
             )
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        parts = by_name(serving_parts.memory_parts(config, ServingSettings(context=context))[0])
+        parts = by_name(self.parts(config, context))
         assert held == parts["KV cache"]
 
     def test_encoding_tiles(self, config, measured):
-        planned = by_name(serving_parts.memory_parts(config, ServingSettings(context=1))[0])[
-            "activations"
-        ]
+        in_chunk = modeling_skywork_chat.POSITIONS_PER_CHUNK // 1025
+        planned = by_name(self.parts(config, 1))["activations"] * self.TILES / in_chunk
         assert 0.5 < planned / measured["encoding tiles"] < 2, (planned, measured)
 
     def test_reading_a_prompt(self, config, measured):
         config = copy.deepcopy(config)
         config.vision_config.hidden_size = 16  # so that encoding takes next to nothing
         config.vision_config.intermediate_size = 64
-        planned = by_name(serving_parts.memory_parts(config, ServingSettings(context=4096))[0])[
-            "activations"
-        ]
+        planned = by_name(self.parts(config, self.TOKENS))["activations"]
         assert 0.5 < planned / measured["reading a prompt"] < 2, (planned, measured)
+
+    def parts(self, config, context):
+        return serving_parts.memory_parts(config, ServingSettings(dtype="fp32", context=context))[0]
 
 
 class TestCommand:
