@@ -34,7 +34,8 @@ def _torchao_int4() -> dict[str, Any]:
     from torchao.quantization import IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
 
-    int4 = torch.int4  # pyright: ignore[reportAttributeAccessIssue]  # missing in torch's stubs
+    # The type stubs of torch do not list its dtypes of few bits.
+    int4 = torch.int4  # pyright: ignore[reportAttributeAccessIssue]
     config = IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(32))
     return {"quantization_config": TorchAoConfig(config), "device_map": "cpu"}
 

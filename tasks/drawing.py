@@ -126,13 +126,21 @@ class Sketch:
         """Add a stroke; see `Stroke`."""
         self.strokes.append(Stroke(method, where, ink, options))
 
-    def add_glyph(self, glyph: str, middle_x: float, upper_y: float, font: Any, ink: Color) -> Box:
+    def add_glyph(
+        self,
+        glyph: str,
+        middle_x: float,
+        upper_y: float,
+        font: ImageFont.FreeTypeFont,
+        ink: Color,
+    ) -> Box:
         """Add a glyph.
 
         Args:
             middle_x: where the middle of its ink lies.
             upper_y: where the upper edge of its ink lies.
-            font: a font of PIL.
+            font: that it is written in.
+            ink: its colour.
 
         Returns:
             The box of its ink.
