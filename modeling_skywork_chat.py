@@ -668,10 +668,9 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         ids = keywords.get("input_ids") if inputs is None else inputs
         if ids is not None:
             keywords["prompt_length"] = ids.shape[1]
-        # Of GenerationMixin, whose methods are declared for models of a private type.
-        generate = super().generate  # pyright: ignore[reportAttributeAccessIssue]
+        base: Any = super()
         with one_static_cache_at_a_time(keywords, generation_config):
-            return generate(inputs, generation_config, *arguments, **keywords)
+            return base.generate(inputs, generation_config, *arguments, **keywords)
 
     def _expand_inputs_for_generation(
         self,
@@ -685,8 +684,8 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         transformers' own method repeats along the first axis, which for images counts tiles.
         """
         images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        expand = super()._expand_inputs_for_generation  # pyright: ignore[reportAttributeAccessIssue]
-        expanded_ids, model_kwargs = expand(
+        base: Any = super()
+        expanded_ids, model_kwargs = base._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
             input_ids=input_ids,

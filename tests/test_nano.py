@@ -45,7 +45,7 @@ def test_it_answers_pictures_in_words(nano_tokenizer):
 
 
 MISREAD = pytest.mark.xfail(
-    reason="overlooks a circle, as 8 % of such pictures are misread; the README says so",
+    reason="overlooks a circle, as 8 % of such pictures are misread; docs/evaluate.md says so",
     strict=True,
 )
 

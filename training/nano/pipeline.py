@@ -17,7 +17,7 @@ checkpoint:
                      repository
     control          mlp1 trained against the reasoning child from nothing, on the data and the
                      budget of alignment_sft
-    results.json     every row of the README's table
+    results.json     every row of the table in docs/nano.md
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ SELECTED_SHARE = 0.5  # of init_2, by the judge
 
 
 class Row(NamedTuple):
-    """A row of the README's table.
+    """A row of the table in docs/nano.md.
 
     Attributes:
         name: what it says.
@@ -313,7 +313,7 @@ class Pipeline:
     # -- the results -------------------------------------------------------------------------------
 
     def table(self) -> str:
-        """The README's table, in Markdown."""
+        """The table in docs/nano.md, in Markdown."""
         results = json.loads((self.folder / "results.json").read_text())["rows"]
         families = list(next(iter(results.values())))
         lines = ["| | " + " | ".join(families) + " |", "|---" * (len(families) + 1) + "|"]
