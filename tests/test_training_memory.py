@@ -101,7 +101,7 @@ def test_weights_gradients_and_states_are_exact():
 def test_adapters_are_counted_as_peft_makes_them():
     from peft import LoraConfig, get_peft_model
 
-    from training.sft import LORA_TARGETS
+    from training.recipe import LORA_TARGETS
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, trust_remote_code=True)
     counted = memory.lora_parameters(model, 8)
