@@ -1,13 +1,13 @@
 """Checkpoints for the tests: repositories of this code with tiny weights."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.model_card import model_card_code
 from remote_code import checkpoint_files, configuration_skywork_chat, modeling_skywork_chat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,19 +108,6 @@ def tiny_repository(folder, seed=0):
         weights[name] = 1 + 0.1 * value if is_norm else value
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def model_card_code():
-    """The Python block of the model card, as it stands."""
-    text = (ROOT / "docs" / "published_model_card.md").read_text(encoding="utf-8")
-    return re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
-
-
-def model_card_functions():
-    """The names that the model card's block defines before it loads the model."""
-    namespace = {}
-    exec(model_card_code().split("path = 'Skywork")[0], namespace)
-    return namespace
 
 
 def runnable_model_card(path, max_new_tokens=12):

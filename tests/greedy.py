@@ -1,7 +1,8 @@
-"""Greedy answers that may differ where the model cannot decide.
+"""Greedy answers of another engine, which may differ where the model cannot decide.
 
-Two ways to compute the same logits (batches of other shapes, other attention kernels, another
-engine) differ by rounding. A greedy token is then the same unless the two best logits are closer
+Of these only texts or ids are known; two ways within one process are compared by comparison.py. Two
+ways to compute the same logits (batches of other shapes, other attention kernels, another engine)
+differ by rounding. A greedy token is then the same unless the two best logits are closer
 than that, and from the first such token on the answers may have nothing in common.
 """
 
@@ -12,9 +13,10 @@ import dataclasses
 import torch
 from transformers import LogitsProcessor
 
-# Of logits, in float32: rounding changes those of nano by less than 1e-4. A bug in a mask, in
-# positions or in the place of an image changes them by more than this.
-TOLERANCE = 1e-3
+from tests import comparison
+
+# A bug in a mask, in positions or in the place of an image changes logits by more than this.
+TOLERANCE = comparison.TIE
 
 
 class MarginRecorder(LogitsProcessor):

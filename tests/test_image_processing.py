@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, CLIPImageProcessor
 
+from benchmarks.model_card import model_card_functions
 from preprocessor import image_loading
 from preprocessor.image_processing_skywork_chat import SkyworkImageProcessor
 from tests import checkpoints
 
-CARD = checkpoints.model_card_functions()
+CARD = model_card_functions()
 SIZES = [
     (1, 1),
     (1, 4000),

@@ -5,10 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.model_card import model_card_functions
 from preprocessor.tiling import candidate_grids, count_tiles, select_grid, tile_boxes
-from tests import checkpoints
 
-CARD = checkpoints.model_card_functions()
+CARD = model_card_functions()
 
 
 def card_grid(width, height, min_num, max_num, image_size):
