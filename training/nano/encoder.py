@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from remote_code import configuration_skywork_chat, modeling_intern_vit
 from tasks import draw, drawing, samples
-from training.nano.loop import Log, optimizers_for, schedule, step
+from training.nano.loop import Log, mixed_precision, optimizers_for, schedule, step
 
 NUM_LABELS = len(drawing.LABELS) + 1  # with 0, nothing
 CONFIG = {
@@ -300,7 +300,7 @@ def train(
     tiles = DrawnTiles(batch_size, [seed, done])
     loader = DataLoader(tiles, batch_size=None, num_workers=1, prefetch_factor=8)
     for number, batch in zip(range(done + 1, steps + 1), loader):
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             hidden = encode(vision.embeddings(normalize(batch.pixels))).last_hidden_state
             patches = hidden[:, 1:]  # without the class token
             loss, figures = heads(patches, batch.covering, batch.centred, batch.words)

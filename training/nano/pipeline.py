@@ -40,6 +40,7 @@ import torch
 from evaluation import nano as evaluation
 from training import assemble, select
 from training.nano import data, encoder, text
+from training.nano.loop import FAST_DTYPE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
@@ -270,7 +271,12 @@ class Pipeline:
         """The better part of a data set, as a model judges it."""
         path = self._data_set(selected)
         action = functools.partial(
-            select.select, self._data_set(pool), path, self.folder / judge, SELECTED_SHARE
+            select.select,
+            self._data_set(pool),
+            path,
+            self.folder / judge,
+            SELECTED_SHARE,
+            select.JudgingSettings(dtype=str(FAST_DTYPE).removeprefix("torch.")),
         )
         self.run("select", path, action)
 
@@ -284,6 +290,8 @@ class Pipeline:
             "--output_dir": folder,
             "--seed": self.seed,
         }
+        if FAST_DTYPE == torch.float32:  # the recipes are in bf16
+            options |= {"--bf16": "false", "--model_dtype": "float32"}
         arguments = []
         for option, value in options.items():
             arguments += [option, str(value)]

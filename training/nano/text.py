@@ -37,7 +37,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from tasks import samples
 from training.nano import tokenizer
-from training.nano.loop import Log, optimizers_for, schedule, step
+from training.nano.loop import Log, mixed_precision, optimizers_for, schedule, step
 
 CONFIG = {
     "hidden_size": 256,
@@ -276,7 +276,7 @@ def loss_of(
     Args:
         words: ids of the words that stand for pictures.
     """
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         embeddings = disturb(batch, model.get_input_embeddings(), words, generator)
         output = model.model(inputs_embeds=embeddings, use_cache=False)
         hidden = output.last_hidden_state[:, :-1]
