@@ -126,9 +126,9 @@ class ChatMixin:
             pixel_values: all images of the conversation: their tiles one after another, (tiles,
                 channels, side, side); or images (PIL images or paths), one or a list of them, which
                 are tiled here; or what `encode_images` gave; or None.
-            question: a text. Each literal `<image>` stands for one image, the first for the first.
-                Where the question has none, the images that the history does not account for are
-                put in front of it.
+            question: a text. The first `<image>` in it stand for the images, in order; any further
+                one stays text. Where there is none at all, the images that the history does not
+                account for are put in front of the question.
             generation_config: a dict of `generate`'s keywords (`max_new_tokens`, `do_sample`,
                 `streamer` and so on) or a `GenerationConfig`; None is the checkpoint's. It is not
                 changed. Without `max_new_tokens` an answer may take the rest of the context.
@@ -146,7 +146,7 @@ class ChatMixin:
             takes the two apart).
 
         Raises:
-            ValueError: numbers of images, tiles and `<image>` that do not match; an unknown mode; a
+            ValueError: fewer `<image>` than images; tiles that do not match; an unknown mode; a
                 tokenizer without the image tokens; or a request that exceeds the context or leaves
                 no room after the thinking.
             GenerationInterrupted: on Ctrl-C, with what had been generated.

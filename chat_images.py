@@ -109,7 +109,8 @@ def images_of_batch(
         )
     if len(images) != len(questions):
         raise ValueError(
-            f"{len(questions)} questions but {len(images)} entries of images; None is one, too."
+            f"{len(questions)} questions but {len(images)} entries of images: give one for each "
+            "question, and None for a question without images."
         )
     if any(isinstance(entry, ImageFeatures) for entry in images):
         return _images_of_features(images)

@@ -41,7 +41,7 @@ CODE_FILES = (
     "modeling_skywork_chat.py",
     "transformers_compat.py",
 )
-# Further files that a checkpoint has, if the repository that the model came from has them.
+# Files that come from the repository that the model was loaded from, if it has them.
 SUPPORT_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
@@ -118,9 +118,9 @@ def copy_repository_files(
     missing = [name for name in NEEDED_SUPPORT_FILES if not (target / name).exists()]
     if missing and not is_directory:
         logger.warning(
-            f"{target} has no {' and no '.join(missing)}: of {source} only the files in the cache "
-            "are copied. Load tokenizer and processor from there once, and save_pretrained() them "
-            "into the directory."
+            f"{target} has no {' and no '.join(missing)}: only files of {source} that are in the "
+            f"Hub's cache are copied. Load tokenizer and processor from {source}, and "
+            f"save_pretrained() them into {target}."
         )
 
 

@@ -160,9 +160,8 @@ class SkyworkChatConfig(PretrainedConfig):
         downsample_ratio: pixel shuffle; 0.5 merges 2 × 2 patches into one token.
         ps_version: "v1" or "v2"; they differ in the order of the shuffled tokens.
         template: conversation template; an unknown name falls back to the default with one warning.
-        dynamic_image_size: whether an image is cut into tiles.
-        min_dynamic_patch, max_dynamic_patch: bounds on the number of tiles of an image.
-        use_thumbnail: whether the whole image is a further tile.
+        dynamic_image_size, min_dynamic_patch, max_dynamic_patch, use_thumbnail: how serving engines
+            cut images into tiles. `chat()` and training read preprocessor_config.json instead.
         image_token_id: id of `<IMG_CONTEXT>`, the token that image features replace.
 
     Raises:

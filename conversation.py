@@ -10,7 +10,9 @@ its ids.
     conversation.get_prompt()
 
 A new template is a further entry of `_TEMPLATES`, with its name in `KNOWN_TEMPLATES` of
-configuration_skywork_chat.py and a Jinja file beside chat_template.jinja.
+configuration_skywork_chat.py. For assembling checkpoints with it, it also needs a Jinja file beside
+chat_template.jinja, named in `CHAT_TEMPLATES` of training/assemble.py, and a rule in
+`choose_template` of training/assembly_plan.py.
 """
 
 from __future__ import annotations
@@ -243,8 +245,8 @@ def add_image_placeholders(question: str, history: Sequence | None, num_images: 
     if not num_new and num_images and IMAGE_PLACEHOLDER in question:
         logger.warning(
             f"The question has an {IMAGE_PLACEHOLDER}, but the history accounts for all "
-            f"{num_images} images given: it is read as a word. Give the images of earlier turns as "
-            "well, in front of the new ones."
+            f"{num_images} images given, so this one is kept as plain text (it is read "
+            "as a word). Give the images of earlier turns as well, in front of the new ones."
         )
     if IMAGE_PLACEHOLDER not in question:
         question = f"{IMAGE_PLACEHOLDER}\n" * num_new + question

@@ -1,7 +1,6 @@
 """What `chat()` adds to transformers' `generate`: settings, a thinking budget, interrupts, streams.
 
-    with model.chat_stream(tokenizer, "a.jpg", "What is this?", options, thinking_budget=512) as
-    stream:
+    with model.chat_stream(tokenizer, "a.jpg", "What is it?", options) as stream:
         for text in stream:
             print(text, end="", flush=True)
     stream.answer, stream.history

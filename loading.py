@@ -20,7 +20,8 @@ from .transformers_compat import default_loading_dtype, loads_meta_first, with_d
 
 logger = logging.get_logger(__name__)
 
-# These modules keep their full width where weights are quantized: they are small and lose most.
+# These modules keep their full width where weights are quantized. Together they have a sixth of the
+# parameters of 38B, and image features and logits pass through them.
 UNQUANTIZED_MODULES = ("vision_model", "mlp1", "language_model.lm_head")
 # Bytes of a quantized weight. int8 has a float scale for each row. nf4 has a scale of one byte for
 # each 64 weights, and a float for each 256 scales (QLoRA, arXiv:2305.14314, double quantization).
@@ -163,7 +164,7 @@ def language_layers_only(quantization_config: Any) -> Any:
 
     Args:
         quantization_config: an object, or a dict as in config.json. If it names modules that are
-            not to be quantized, these are taken instead.
+            not to be quantized, its own list is kept.
     """
     quantization_config = copy.deepcopy(quantization_config)
     bitsandbytes_name = "llm_int8_skip_modules"

@@ -44,9 +44,8 @@ class RMSNorm(nn.Module):
 
 
 # Whether this CPU multiplies bf16 matrices itself (AVX-512, AMX). Others convert the operands of
-# each
-# product: on an EPYC with AVX2, attention over a tile takes 3.2 s by bf16 products and 0.18 s by
-# SDPA.
+# each product: on an EPYC with AVX2, attention over a tile takes 3.2 s by bf16 products and 0.18 s
+# by SDPA.
 _is_bf16_supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
 CPU_HAS_BF16_UNITS: bool = _is_bf16_supported is not None and _is_bf16_supported()
 

@@ -4,8 +4,7 @@ The architecture is that of the report of R1V, section 2.1. Two classes share th
 two calling conventions are in use:
 
 - `SkyworkChatModel` (AutoModel, AutoModelForCausalLM) has the model card's: `chat()`,
-`batch_chat()`
-  (chat.py), and a `generate()` that returns the new tokens only.
+  `batch_chat()` (chat.py), and a `generate()` that returns the new tokens only.
 - `SkyworkChatForConditionalGeneration` (AutoModelForImageTextToText) has those of transformers, for
   pipelines and trainers: `generate()` returns prompt and completion.
 

@@ -7,9 +7,8 @@
 
 The remote-code files at the root import each other relatively, because transformers copies them
 into a package of its own. Outside transformers they therefore need a package around them, whatever
-the folder of the checkout is called.
-This module is that package: its `__path__` is the root of the repository, so Python finds the files
-as its submodules.
+the folder of the checkout is called. This module is that package: its `__path__` is the root of the
+repository, so Python finds the files as its submodules.
 """
 
 from pathlib import Path

@@ -47,8 +47,8 @@ UNREQUESTED_MAX_LENGTH = 20
 def fill_unless_loaded(parameter: torch.Tensor | None, method: str, *arguments: float) -> None:
     """Initialise a parameter in place, unless it is None or a checkpoint has filled it.
 
-    From 5.0 on `_init_weights` runs after loading. Up to 5.12 only the mark that loading leaves on
-    each parameter keeps it from overwriting a module of which the file had some parameters.
+    From 5.0 on `_init_weights` runs after loading. Up to 5.12 it also runs for a module of which
+    the file had only some of the parameters; loading marks those with `_is_hf_initialized`.
 
     Args:
         method: of the tensor, such as `"normal_"` or `"fill_"`.
@@ -109,7 +109,7 @@ def default_loading_dtype() -> torch.dtype | str:
 
 
 def loads_meta_first() -> bool:
-    """Whether `low_cpu_mem_usage` is the only way of loading and no keyword: since 5.0."""
+    """Whether loading always takes little memory, and has no keyword for it: since 5.0."""
     return at_least("5.0")
 
 

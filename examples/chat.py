@@ -1,7 +1,7 @@
 """Ask a checkpoint about images, thinking and answer printed as they come.
 
     python examples/chat.py                                    # nano, about a shipped image
-    python examples/chat.py --model Skywork/Skywork-R1V-38B --image a.jpg b.jpg \\
+    python examples/chat.py --model . --image a.jpg b.jpg \\
         --question "What changed?"
 
 `make chat` calls it with MODEL=, IMAGE= and QUESTION=.

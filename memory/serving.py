@@ -5,8 +5,8 @@
     python -m memory.serving --model nano --gpus 8 --json
 
 Sizes come from the configuration alone (built on the meta device); no weights and no GPU are
-needed. Memory is given in GB of a card's name (10^9 bytes; CUDA reports a little more), less what
-the driver and the allocator keep.
+needed. GB are 10^9 bytes, as in the name of a card. Of each GPU 0.9 GB are set aside for the CUDA
+context, and 5 % are added to everything for fragmentation.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Spread a model over GPUs and compare what each of them holds with what it has.
 
-    Layers are spread as `device_map="split"` does it when it loads, which knows of weights alone.
+    Layers are placed by the size of their weights alone, as `device_map="split"` does it when it
+    loads. Cache and activations are added afterwards.
 
     Args:
         config: of the checkpoint.
@@ -92,7 +93,7 @@ def plan_memory(
         ValueError: another quantization on top of the checkpoint's own, or one of unknown size.
     """
     parts, layers = memory_parts(config, settings)
-    usable = [gpu - sizes.RESERVE for gpu in gpus]
+    usable = [gpu - sizes.CUDA_CONTEXT for gpu in gpus]
     for_weights = [size * (1 - device_map.RESERVED_SHARE) for size in usable]
     weights_of_first = _sum_bytes(parts, place="first", kind="weights")
     try:

@@ -18,7 +18,7 @@ from remote_code import configuration_skywork_chat, modeling_skywork_chat
 
 ROOT = Path(__file__).resolve().parents[1]
 GIGABYTE = 1e9  # as in the name of a card; CUDA reports a little more
-RESERVE = 0.9e9  # bytes of a GPU that the CUDA context and the libraries' workspaces take
+CUDA_CONTEXT = 0.9e9  # bytes of a GPU that the context and the libraries' workspaces take
 ALLOCATOR_SLACK = 1.05  # factor on everything: what the caching allocator loses to fragments
 # A `SkyworkChatModel`; torch declares the modules inside a module too loosely to be checked.
 Model = Any

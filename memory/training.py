@@ -320,7 +320,7 @@ def main() -> None:
         parts = estimate(config, stage, arguments.gpus, arguments.sharding)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    fits = parts["total"] <= arguments.gpu_gb * sizes.GIGABYTE - sizes.RESERVE
+    fits = parts["total"] <= arguments.gpu_gb * sizes.GIGABYTE - sizes.CUDA_CONTEXT
     if arguments.json:
         print(json.dumps({**parts, "fits": fits}))
         return

@@ -26,7 +26,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_loading import flatten_images, open_image
 from .image_settings import CALL_SETTINGS, SETTING_NAMES, ImageSettings, settings_of_call
-from .tiling import select_grid
+from .tiling import has_several_tiles, select_grid
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -212,9 +212,10 @@ def picture_sizes(
         width, height: of the image, in pixels.
         side: of a tile, in pixels.
     """
-    columns, rows = select_grid(width, height, *settings.tile_bounds, side)
+    grid = select_grid(width, height, *settings.tile_bounds, side)
+    columns, rows = grid
     sizes = [(columns * side, rows * side)]
-    if settings.use_thumbnail and columns * rows > 1:
+    if settings.use_thumbnail and has_several_tiles(grid):
         sizes.append((side, side))
     return sizes
 

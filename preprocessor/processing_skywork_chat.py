@@ -144,8 +144,7 @@ class SkyworkChatProcessor(ProcessorMixin):
             (tiles, 3, side, side).
 
         Raises:
-            ValueError: numbers of images and `<image>` that differ, no text, or truncation through
-                an image.
+            ValueError: fewer `<image>` than images, no text, or truncation through an image.
         """
         settings = TextSettings(
             padding, padding_side, truncation, max_length, pad_to_multiple_of, add_special_tokens

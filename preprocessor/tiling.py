@@ -13,9 +13,8 @@ import functools
 def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[tuple[int, int], ...]:
     """All grids (columns, rows) of `min_tiles` to `max_tiles` tiles, by number of tiles.
 
-    Grids of one number stay in the iteration order of a set that is built in the model card's
-    order.
-    That order decides: among equally good grids the first one wins.
+    Grids with equally many tiles keep the order of a Python set that is filled as in the model
+    card, since the first of equally good grids wins.
     """
     grids = set()
     for count in range(min_tiles, max_tiles + 1):
@@ -68,6 +67,12 @@ def select_grid(
     return best_grid
 
 
+def has_several_tiles(grid: tuple[int, int]) -> bool:
+    """Whether an image of this grid (columns, rows) gets a thumbnail, if thumbnails are wanted."""
+    columns, rows = grid
+    return columns * rows > 1
+
+
 def tile_boxes(columns: int, rows: int, tile_size: int) -> list[tuple[int, int, int, int]]:
     """Boxes (left, upper, right, lower) in pixels of the resized image, row by row."""
     boxes = []
@@ -88,6 +93,6 @@ def count_tiles(
     use_thumbnail: bool = True,
 ) -> int:
     """Number of tiles of an image, with the thumbnail that is added when there are several."""
-    columns, rows = select_grid(width, height, min_tiles, max_tiles, tile_size)
-    has_thumbnail = use_thumbnail and columns * rows > 1
-    return columns * rows + int(has_thumbnail)
+    grid = select_grid(width, height, min_tiles, max_tiles, tile_size)
+    columns, rows = grid
+    return columns * rows + int(use_thumbnail and has_several_tiles(grid))

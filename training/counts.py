@@ -20,7 +20,8 @@ FEWER_TILES = "fewer_tiles"  # of those read
 KINDS = (READ, BROKEN, TOO_LONG, FEWER_TILES)
 
 MAX_WORKERS = 256  # workers of a process that can count what they read of a stream
-# A stream is judged as if it had at least so many samples: its first one may be broken
+# The share of broken samples of a stream is taken over at least so many samples, so that an early
+# broken one does not always end the run.
 SMALLEST_STREAM = 1000
 
 

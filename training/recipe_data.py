@@ -104,15 +104,15 @@ def workers_of_stream(source: StreamedConversations, config: TrainingConfig) -> 
     num_shards = source.dataset.num_shards
     if num_shards < config.world_size:
         logger.warning(
-            f"streaming: {config.world_size} processes share {num_shards} files, so each reads and "
-            "tiles all samples and leaves out the others'. Split the data into at least as many "
-            "files as processes."
+            f"streaming: {config.world_size} processes share {num_shards} files, so every process "
+            "reads and tiles all samples and discards those of the others. Split the data into at "
+            "least as many files as processes."
         )
     return min(config.dataloader_num_workers, num_shards)
 
 
 def _check_files(paths: Sequence[str]) -> str:
-    """A fingerprint of files that are too large to be read before: their sizes.
+    """A fingerprint of files by their sizes, since streamed files are too large to be hashed.
 
     Raises:
         FileNotFoundError: one does not exist.

@@ -67,7 +67,7 @@ def describe_run(
 
 
 def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
-    """Check that an output directory is of this run, and write there what it is a run of.
+    """Check that an output directory is of this run, and record this run in its run.json.
 
     Raises:
         ValueError: the directory has checkpoints of another run.
@@ -129,7 +129,7 @@ def _is_complete(checkpoint: Path) -> bool:
 
 
 def is_at_end(config: TrainingConfig, checkpoint: str | None) -> bool:
-    """Whether a checkpoint is of the last of `max_steps`; from it, Trainer would go one further."""
+    """Whether a checkpoint has reached `max_steps`; Trainer would take one step more from it."""
     return checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint)
 
 

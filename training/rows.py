@@ -37,7 +37,7 @@ class SampleError(ValueError):
 
 
 class TooLongError(SampleError):
-    """A sample with more tokens than allowed, even with the fewest tiles."""
+    """A sample that does not fit the largest number of tokens."""
 
 
 @dataclasses.dataclass

@@ -1,8 +1,8 @@
 """Supervised training of a Skywork-R1V repository on conversations about images, on TRL.
 
     python -m training.sft --config training/recipes/nano/mlp_init_1.yaml
-    accelerate launch --config_file training/recipes/accelerate/fsdp.yaml -m training.sft --config
-    training/recipes/38b/alignment_sft.yaml
+    accelerate launch --config_file training/recipes/accelerate/fsdp.yaml \\
+        -m training.sft --config training/recipes/38b/alignment_sft.yaml
 
 A YAML file holds fields of `RecipeArguments` (training/recipe.py) and of TRL's `SFTConfig`; the
 command line overrides it (`--learning_rate 1e-4`). The stages of the report (section 2.1 and 2.2,
