@@ -28,7 +28,9 @@ LAYERS = "language_model.model.layers"
 # The model card's split_model() names these, which no version of the model has had.
 NAMES_OF_OTHER_MODELS = ("language_model.model.tok_embeddings", "language_model.output")
 GIB = 2**30
-RESERVED_SHARE = 0.1  # of a GPU, for activations and cache
+# Of a GPU, for activations and cache. It decides where layers go; memory/serving_parts.py says what
+# activations and cache take.
+RESERVED_SHARE = 0.1
 
 
 def split_layers(

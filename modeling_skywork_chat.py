@@ -620,7 +620,9 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
                 them.
 
         Returns:
-            (batch, new tokens): only what was generated, without the prompt.
+            (batch, new tokens), without the prompt: the language model gets embeddings, so that
+            transformers has no ids of a prompt to return. decoding.py drops the one token that old
+            versions put in front.
 
         Raises:
             ValueError: neither or both of `input_ids` and `inputs_embeds`; images twice, with

@@ -3,6 +3,9 @@
 Prompts have the tokens that `chat()` gives them, and the loss is on answers only. An answer
 `thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it. An answer
 without `</think>` is learned as one that closes the thinking at once and answers.
+
+A sample that is too long gets fewer tiles or raises `TooLongError`; nothing is cut off. sources.py
+counts it and, in a file or table, puts another sample in its place.
 """
 
 from __future__ import annotations
