@@ -214,7 +214,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             push_to_hub: upload the directory as it was written, to `repo_id` or a repository of its
                 name (`token`, `private`, `commit_message`, `create_pr`).
         """
-        of_upload = {name: kwargs.pop(name) for name in UPLOAD_KEYWORDS if name in kwargs}
+        upload_keywords = {name: kwargs.pop(name) for name in UPLOAD_KEYWORDS if name in kwargs}
         source = self.config._name_or_path
         super().save_pretrained(
             save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs
@@ -231,7 +231,7 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         }
         copy_repository_files(source, Path(save_directory), **where)
         if push_to_hub:
-            upload(save_directory, token=kwargs.get("token"), **of_upload)
+            upload(save_directory, token=kwargs.get("token"), **upload_keywords)
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
