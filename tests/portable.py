@@ -12,6 +12,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,10 @@ def run_kernels() -> list[bool]:
             processes = ["-n", "2", "--dist", "loadfile"] if threads == 1 else []
             settings = {**kernel, "TEST_THREADS": str(threads)}
             name = ", ".join(f"{key}={value}" for key, value in settings.items())
-            results.append(run([*core, *processes], settings, name))
+            # inductor would take code from its cache that was compiled for other instructions.
+            with tempfile.TemporaryDirectory() as cache:
+                settings["TORCHINDUCTOR_CACHE_DIR"] = cache
+                results.append(run([*core, *processes], settings, name))
     return results
 
 
