@@ -70,6 +70,8 @@ SMOKE = {
     "alignment": 64,
     "evaluation": 2,
 }
+# Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
+SMALL_STEPS = {"batch_size": 8}
 SELECTED_SHARE = 0.5  # of init_2, by the judge
 
 
@@ -217,6 +219,7 @@ class Pipeline:
             folder,
             self.sizes["encoder"],
             self.seed,
+            **(SMALL_STEPS if self.sizes is SMOKE else {}),
             compile_encoder=self.sizes is not SMOKE,
         )
         self.run("encoder", folder / "model.safetensors", train)
@@ -233,6 +236,7 @@ class Pipeline:
             self.sizes[role],
             self.seed,
             start_folder,
+            **(SMALL_STEPS if self.sizes is SMOKE else {}),
             compile_layers=self.sizes is not SMOKE,
         )
         self.run(role, folder / "model.safetensors", train)
