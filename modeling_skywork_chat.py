@@ -714,6 +714,7 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         image_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         prompt_length: int | None = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The language model's own inputs; the images go with the step that has their tokens.
@@ -722,8 +723,11 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
             prompt_length: number of tokens in front of the first that may be generated. Prompt
                 lookup guesses the next tokens by copying from the prompt. A guessed image token has
                 no image behind it, so it is masked.
+            cache: `past_key_values` under its name since 5.24. `generate` refuses a keyword of its
+                caller that neither this method nor `forward` names.
         """
-        cache = given_cache(past_key_values, kwargs)
+        if cache is None:
+            cache = past_key_values
         kwargs[CACHE_NAME] = cache
         inputs = self.language_model.prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
