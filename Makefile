@@ -41,7 +41,7 @@ chat: $(VENV)/.runtime
 	@$(BIN)/python examples/chat.py --model "$$MODEL" $(if $(IMAGE),--image $$IMAGE) $(if $(QUESTION),--question "$$QUESTION")
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -m slow

@@ -53,6 +53,7 @@ SUPPORT_FILES = (
     "preprocessor/messages.py",
     "preprocessor/processing_skywork_chat.py",
     "preprocessor/tiling.py",
+    "preprocessor/url_loading.py",
     "preprocessor_config.json",
     "processor_config.json",
     "special_tokens_map.json",

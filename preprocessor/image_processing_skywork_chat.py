@@ -24,21 +24,16 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
-from .image_loading import flatten_images, open_image
-from .image_settings import CALL_SETTINGS, SETTING_NAMES, ImageSettings, settings_of_call
+# Every sibling, also the one that a sibling imports: before 5.9 transformers copies the files that
+# this one imports itself.
+from .image_loading import open_image
+from .image_settings import SETTING_NAMES, ImageSettings, settings_of_call
+from .messages import flatten_images
 from .tiling import has_several_tiles, select_grid
+from .url_loading import download  # noqa: F401
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Keywords that callers of transformers pass for images in general, and that change nothing here.
-WITHOUT_EFFECT = (
-    "data_format",
-    "device",
-    "disable_grouping",
-    "do_convert_rgb",
-    "input_data_format",
-    "return_metadata",
-)
 NUMPY_DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
@@ -88,8 +83,8 @@ class SkyworkImageProcessor(BaseImageProcessor):
                 values are those of float32, rounded as `.to(dtype)` does, but they are never all in
                 memory in float32.
             return_tensors: "pt" or "np"; None gives torch tensors, too.
-            kwargs: fields of `ImageSettings` in place of the processor's own (`crop_to_patches` is
-                transformers' name of `dynamic_image_size`).
+            kwargs: fields of `ImageSettings` in place of the processor's own; transformers' names
+                of them (`crop_to_patches`, `min_patches`, `max_patches`) do as well.
 
         Returns:
             `BatchFeature` with pixel_values, `dtype` (tiles, 3, side, side), and num_patches, the
@@ -101,7 +96,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
                 numpy does not have.
             TypeError: a keyword that is none of these.
         """
-        settings = settings_of_call(self, _image_keywords(kwargs))
+        settings = settings_of_call(self, kwargs)
         flat = flatten_images(images)
         if not flat:
             raise ValueError("No image was given; for text alone call the tokenizer.")
@@ -183,7 +178,7 @@ class OpenedImage:
     @classmethod
     def read(cls, source: Any, settings: ImageSettings) -> OpenedImage:
         """Open whatever `open_image` takes."""
-        picture = open_image(source, settings.apply_exif_orientation, settings.alpha)
+        picture = open_image(source, **settings.of_opening)
         if not settings.fast_resize:
             return cls(picture.size, picture=picture)
         pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]
@@ -241,21 +236,6 @@ def _normalize(tile: np.ndarray, mean: np.ndarray, std: np.ndarray, slot: torch.
     np.divide(values, std, out=values)
     if not in_place:
         slot.copy_(torch.from_numpy(values))
-
-
-def _image_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
-    """Those keywords of a call that replace settings.
-
-    Raises:
-        TypeError: a keyword that is neither a setting nor one without effect.
-    """
-    for name, value in keywords.items():
-        if value is not None and name not in CALL_SETTINGS and name not in WITHOUT_EFFECT:
-            raise TypeError(
-                f"{name}={value!r} is no setting of a call; expected {', '.join(CALL_SETTINGS)} or "
-                "dtype (the side of a tile and the normalisation belong to the checkpoint)."
-            )
-    return {name: keywords[name] for name in CALL_SETTINGS if name in keywords}
 
 
 def _floating_dtype(dtype: Any, as_numpy: bool) -> torch.dtype:

@@ -1,4 +1,6 @@
-"""Chat messages: where their images are, and how a control token that a user typed stays text.
+"""Chat messages as people write them, for the chat template and the image processor.
+
+The template marks control tokens that somebody typed; `split_at_marks` cuts a rendered text there.
 
 This file imports no sibling: before 5.9 transformers copies only the files that the processor
 imports itself. The names of the tokens are those of conversation.py, which cannot be imported from
@@ -8,172 +10,130 @@ this folder, since transformers resolves relative imports of remote code within 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-THINK_END = "</think>"
-# The mark behind the first character of a control token that is text. It is a private-use character
-# and only recognised inside a control token, so that no other text changes.
+# The mark that the chat template puts behind the first character of a control token that is text.
+# It is a private-use character and only recognised inside a control token, so that no other text
+# changes.
 MARK = "\ue0c5"
-# The types of a content part that is an image, and the keys under which it has its image.
-IMAGE_PARTS = ("image", "image_url")
-IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
-# Where servers put the thinking of an answer that they give apart.
-REASONING_KEYS = ("reasoning", "reasoning_content")
+# The types of a content part that is a text, and those of one that is an image: of transformers, of
+# OpenAI's two interfaces, and of llama.cpp's and Qwen's examples.
+TEXT_TYPES = ("text", "input_text", "output_text")
+IMAGE_TYPES = ("image", "image_url", "input_image", "image_pil", "Image")
+# The keys under which an image part has its image. A part without a type is known by its keys.
+IMAGE_KEYS = ("image", "url", "path", "base64", "image_url", "image_pil", "Image")
 
 
-def content_parts(message: dict[str, Any]) -> Sequence[dict[str, Any]]:
-    """The content parts of a message; none where its content is a string."""
-    content = message.get("content")
-    return content if isinstance(content, (list, tuple)) else ()
-
-
-def image_parts(messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """All content parts that are images, in order."""
-    parts = []
-    for message in messages:
-        parts += [part for part in content_parts(message) if part["type"] in IMAGE_PARTS]
-    return parts
-
-
-def images_of_messages(messages: Iterable[dict[str, Any]], must_have: bool) -> list:
-    """The images of all content parts, in order, in any form that the image processor opens.
+def split_at_marks(text: str, control_tokens: Iterable[str]) -> list[str]:
+    """The parts of a text, cut inside each marked control token; the marks are left out.
 
     Args:
-        must_have: whether a part without an image is an error. A bare placeholder, whose image is
-            passed separately, is enough to render a text.
+        control_tokens: the tokenizer's added tokens; `<image>` counts besides.
+    """
+    tokens = [*control_tokens, IMAGE_PLACEHOLDER]
+    before = "|".join(sorted({re.escape(token[0]) for token in tokens}))
+    after = "|".join(re.escape(token[1:]) for token in tokens)
+    return re.split(f"(?<={before}){MARK}(?={after})", text)
+
+
+def flatten_images(images: Any) -> list:
+    """One list of images from an image, a list, or a list of lists.
+
+    None stands for a sample without images, and an array or a tensor with four dimensions for as
+    many images as its first has.
+    """
+    if images is None:
+        return []
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    if not isinstance(images, (list, tuple)):
+        return [images]
+    return [image for entry in images for image in flatten_images(entry)]
+
+
+def read_messages(
+    messages: Iterable[dict[str, Any]], must_have_images: bool
+) -> tuple[list[dict[str, Any]], list]:
+    """Messages for the chat template, and the images of all their content parts, in order.
+
+    Args:
+        messages: `{"role", "content"}` and what else a message has.
+        must_have_images: whether an image part without an image is an error. A bare placeholder,
+            whose image is passed separately, is enough to render a text.
+
+    Returns:
+        Copies of the messages, whose parts are `{"type": "text", "text"}` or `{"type": "image"}`;
+        and the images, in any form that the image processor opens.
 
     Raises:
-        ValueError: a part whose image is missing, or in an unknown form.
+        ValueError: a message without a role, content or a part of an unknown kind, or a part
+            without its image.
     """
-    parts = image_parts(messages)
+    plain = []
     images = []
-    for part in parts:
-        image = _image_of_part(part)
-        if image is not None:
-            images.append(image)
-    if must_have and len(images) != len(parts):
-        raise ValueError(
-            f"{len(parts)} image parts but {len(images)} images in the messages: give each image "
-            f"part its image under one of {', '.join(IMAGE_KEYS)}."
-        )
-    return images
+    for message in messages:
+        if not isinstance(message, dict) or "role" not in message:
+            raise ValueError(f"{_shown(message)} is no message: expected a dict with a role.")
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            plain.append(dict(message))
+            continue
+        if isinstance(content, dict) or not isinstance(content, Iterable):
+            raise ValueError(
+                f"The content of a message is {_shown(content)}: expected a string or a list of "
+                "parts."
+            )
+        parts = []
+        for part in content:
+            plain_part, image = _read_part(part)
+            parts.append(plain_part)
+            if image is not None:
+                images.append(image)
+            elif must_have_images and plain_part["type"] == "image":
+                raise ValueError(
+                    f"The part {_shown(part)} has no image: give it one under one of "
+                    f"{', '.join(IMAGE_KEYS)}."
+                )
+        plain.append({**message, "content": parts})
+    return plain, images
+
+
+def _read_part(part: Any) -> tuple[dict[str, Any], Any]:
+    """A content part for the template, and its image, which is None for a text or a placeholder."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}, None
+    if not isinstance(part, dict):
+        raise ValueError(_unknown_part(part))
+    kind = part.get("type")
+    if kind in TEXT_TYPES or (kind is None and "text" in part):
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"The part {_shown(part)} is a text: expected a string under 'text'.")
+        return {"type": "text", "text": part["text"]}, None
+    if kind in IMAGE_TYPES or (kind is None and any(key in part for key in IMAGE_KEYS)):
+        return {"type": "image"}, _image_of_part(part)
+    raise ValueError(_unknown_part(part))
 
 
 def _image_of_part(part: dict[str, Any]) -> Any:
     """The image of a content part, or None for a bare placeholder."""
     value = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
-    if not isinstance(value, dict):
-        return value
-    # A dict is an image of the OpenAI API, or one that `datasets` did not decode.
-    for name in ("url", "bytes", "path"):
-        if value.get(name) is not None:
-            return value[name]
-    raise ValueError(f"An image part has {sorted(value)}: expected a url, bytes or a path.")
+    if isinstance(value, dict) and isinstance(value.get("url"), str):
+        return value["url"]  # of the OpenAI API; a dict of `datasets` is opened as it is
+    return value
 
 
-class ControlTokenMarker:
-    """Marks control tokens in texts, so that they are tokenized as the text that they look like.
-
-    Args:
-        control_tokens: the tokenizer's added tokens.
-    """
-
-    def __init__(self, control_tokens: Iterable[str]) -> None:
-        self.tokens = sorted([*control_tokens, IMAGE_PLACEHOLDER], key=len, reverse=True)
-
-    def split(self, text: str) -> list[str]:
-        """The parts of a marked text, cut inside each marked token; the marks are left out."""
-        first_characters = sorted({re.escape(token[0]) for token in self.tokens})
-        rests = [re.escape(token[1:]) for token in self.tokens]
-        before = "|".join(first_characters)
-        after = "|".join(rests)
-        return re.split(f"(?<={before}){MARK}(?={after})", text)
-
-    def mark(self, text: str, keep_placeholders: bool) -> str:
-        """Mark every control token in a text.
-
-        Args:
-            keep_placeholders: leave `<image>` to stand for an image.
-        """
-        tokens = self.tokens
-        if keep_placeholders:
-            tokens = [token for token in tokens if token != IMAGE_PLACEHOLDER]
-        if not tokens:
-            return text
-        pattern = "|".join(re.escape(token) for token in tokens)
-        return re.sub(pattern, lambda match: match.group()[0] + MARK + match.group()[1:], text)
-
-    def mark_answer(self, text: str) -> str:
-        """Mark every control token in an assistant's text but the first `</think>`.
-
-        That one closes the thinking which the template has opened.
-        """
-        thinking, think_end, answer = text.partition(THINK_END)
-        return self.mark(thinking, False) + think_end + self.mark(answer, False)
-
-    def mark_messages(self, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Copies of messages in which every control token that a user typed is marked.
-
-        Where any message has image parts, these say where the images are, and every `<image>` that
-        was typed is text.
-        """
-        messages = list(messages)
-        has_image_parts = bool(image_parts(messages))
-        return [self._mark_message(message, has_image_parts) for message in messages]
-
-    def _mark_message(self, message: dict[str, Any], has_image_parts: bool) -> dict[str, Any]:
-        is_assistant = message["role"] == "assistant"
-        keep_placeholders = message["role"] == "user" and not has_image_parts
-        # Where a server gave the thinking apart, `</think>` in the answer is a word.
-        has_reasoning = any(message.get(key) for key in REASONING_KEYS)
-        closes_thinking = is_assistant and not has_reasoning
-        content = self._mark_content(message.get("content"), closes_thinking, keep_placeholders)
-        marked = dict(message, content=content)
-        for key in REASONING_KEYS:
-            if isinstance(marked.get(key), str):
-                marked[key] = self.mark(marked[key], False)
-        return marked
-
-    def _mark_content(self, content: Any, closes_thinking: bool, keep_placeholders: bool) -> Any:
-        """Marked content of a message: None, a string, or content parts.
-
-        Args:
-            closes_thinking: whether the first `</think>` is to stay a control token.
-        """
-        if content is None:
-            return None
-        if isinstance(content, str):
-            return self._mark_text(content, closes_thinking, keep_placeholders)
-        marked = []
-        for part in merge_text_parts(content):
-            if part["type"] == "text":
-                text = part["text"]
-                part["text"] = self._mark_text(text, closes_thinking, keep_placeholders)
-                closes_thinking = closes_thinking and THINK_END not in text
-            marked.append(part)
-        return marked
-
-    def _mark_text(self, text: str, closes_thinking: bool, keep_placeholders: bool) -> str:
-        if closes_thinking and THINK_END in text:
-            return self.mark_answer(text)
-        return self.mark(text, keep_placeholders)
+def _unknown_part(part: Any) -> str:
+    return (
+        f"{_shown(part)} is a content part of an unknown kind: expected a text (type "
+        f"{', '.join(TEXT_TYPES)}, under 'text') or an image (type {', '.join(IMAGE_TYPES)}, under "
+        f"one of {', '.join(IMAGE_KEYS)})."
+    )
 
 
-def merge_text_parts(parts: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copies of content parts in which texts that follow each other are one.
-
-    The template makes one text of them, so a control token could be put together from several.
-    Images are left out of the copies: they go to the image processor.
-    """
-    merged: list[dict[str, Any]] = []
-    for part in parts:
-        if part["type"] != "text":
-            merged.append({"type": part["type"]})
-        elif merged and merged[-1]["type"] == "text":
-            merged[-1]["text"] += part["text"]
-        else:
-            merged.append(dict(part))
-    return merged
+def _shown(value: Any) -> str:
+    """A value as an error message shows it, with its long texts cut short."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"

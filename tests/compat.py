@@ -21,7 +21,7 @@ from remote_code.transformers_compat import SUPPORTED_VERSIONS
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".compat"
 PAGE = ROOT / "docs" / "compatibility.md"
-DEFAULT_VERSIONS = ("4.37.2", "4.44.2", "4.51.3", "4.53.3", "4.57.6", "5.0.0", "5.8.1")
+DEFAULT_VERSIONS = ("4.37.2", "4.46.3", "4.51.3", "4.53.3", "4.57.6", "5.0.0", "5.8.1")
 OLDEST, NEWEST = (tuple(map(int, minor.split("."))) for minor in SUPPORTED_VERSIONS)
 TABLE_START, TABLE_END = "<!-- compat:start -->", "<!-- compat:end -->"
 

@@ -70,7 +70,7 @@ def run_orders() -> list[bool]:
     results = []
     for seed in range(1, RUNS_IN_RANDOM_ORDER + 1):
         settings = {"TEST_ORDER": str(seed), "PYTHONHASHSEED": str(seed)}
-        arguments = ["tests", "-n", "2", "--dist", "loadfile"]
+        arguments = ["tests", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
         results.append(run(arguments, settings, f"order and hash seed {seed}"))
     return results
 

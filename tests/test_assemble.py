@@ -278,17 +278,35 @@ def test_both_chat_templates_write_what_the_conversation_does(nano_tokenizer, na
 
 
 def test_the_chat_templates_differ_in_control_tokens_only():
-    """One file is the other with other control tokens, so that a change to one is made in both."""
-    texts = []
+    """Which stand at the head, so that a change to the rest is made in both files."""
+    rests = []
     for name in ("skywork-r1v", "skywork-r1v3"):
         path = checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]
-        texts.append(path.read_text(encoding="utf-8").splitlines())
-    control = ("<｜", "<|", "begin", "{%- if message['role'] == 'assistant' -%}", "{%- endif -%}")
+        head, start, rest = path.read_text(encoding="utf-8").partition("{#- A control token that")
+        assert start and "<|" in head and "<|" not in rest and "<｜" not in rest
+        rests.append(rest)
+    assert rests[0] == rests[1]
 
-    def without_control(lines):
-        return [line for line in lines if not any(word in line for word in control)]
 
-    assert without_control(texts[0]) == without_control(texts[1])
+@pytest.mark.parametrize("name", assembly.CHAT_TEMPLATES)
+def test_a_template_gets_the_control_tokens_of_the_tokenizer(nano_tokenizer, name):
+    """Whatever tokenizer a model is assembled with, each of its added tokens is protected."""
+    template = (checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]).read_text(encoding="utf-8")
+    tokens = ["<|new|>", "<it's>", "</think>"]
+    changed = assembly.with_control_tokens(template, tokens)
+    messages = [{"role": "user", "content": "".join(tokens) + "<|EOT|>"}]
+    rendered = nano_tokenizer.apply_chat_template(messages, chat_template=changed, tokenize=False)
+    assert "<\ue0c5|new|><\ue0c5it's><\ue0c5/think><|EOT|>" in rendered
+
+
+def test_the_default_template_has_every_control_token_of_the_tokenizer(root_tokenizer):
+    template = (checkpoints.ROOT / "chat_template.jinja").read_text(encoding="utf-8")
+    control_tokens = sorted(
+        root_tokenizer.get_added_vocab(), key=root_tokenizer.get_added_vocab().get
+    )
+    spaced = " ".join(template.split())
+    listed = ", ".join(f"'{token}'" for token in control_tokens)
+    assert f"control_tokens or [ {listed} ] -%}}" in spaced
 
 
 def change_config(folder, **changes):

@@ -71,19 +71,19 @@ def test_the_entry_file_imports_every_code_file_itself():
     assert imported == needed == ROOT_MODULES - {"remote_code", "modeling_skywork_chat"}
 
 
-def test_processors_import_only_files_without_siblings():
+def siblings(path):
+    """The names of the files beside it that a file of preprocessor/ imports."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+
+
+@pytest.mark.parametrize("entry", ["image_processing_skywork_chat", "processing_skywork_chat"])
+def test_processors_import_what_their_siblings_import(entry):
     """The same for the classes in preprocessor/."""
     folder = ROOT / "preprocessor"
-    for entry in ("image_processing_skywork_chat.py", "processing_skywork_chat.py"):
-        for node in ast.walk(ast.parse((folder / entry).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level == 1:
-                sibling = ast.parse((folder / f"{node.module}.py").read_text(encoding="utf-8"))
-                relative = [
-                    inner
-                    for inner in ast.walk(sibling)
-                    if isinstance(inner, ast.ImportFrom) and inner.level
-                ]
-                assert not relative, f"{node.module}.py imports a sibling"
+    imported = siblings(folder / f"{entry}.py")
+    for name in imported:
+        assert siblings(folder / f"{name}.py") <= imported, f"{name}.py imports a further file"
 
 
 @pytest.fixture(scope="module")

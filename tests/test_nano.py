@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from evaluation import nano as evaluation
-from remote_code import conversation
+from remote_code import conversation, modeling_intern_vit
 from tasks import charts, draw, samples
 from tasks.drawing import LABELS, Mark, font_paths, label_cells
 from tests import checkpoints
@@ -300,7 +300,19 @@ def test_wrong_answers_are_wrong():
 
 
 @pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory):
+def fast_muon():
+    """Muon in float32 on a CPU without bf16 units.
+
+    torch's Muon always multiplies in bf16, which there takes 40 seconds a step.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not modeling_intern_vit.CPU_HAS_BF16_UNITS:
+            patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory, fast_muon):
     """Every stage of the nano replica, a few steps each."""
     run = pipeline.Pipeline(
         tmp_path_factory.mktemp("nano"),
@@ -378,7 +390,7 @@ def test_the_judge_chose_half_of_the_pool(smoke_run):
     assert {row["id"] for row in selected} < {json.loads(line)["id"] for line in pool}
 
 
-def test_an_encoder_goes_on_where_it_stopped(tmp_path):
+def test_an_encoder_goes_on_where_it_stopped(tmp_path, fast_muon):
     with pytest.raises(FileNotFoundError, match="no encoder with its heads"):
         encoder.score(tmp_path, 3)
     encoder.train(tmp_path, steps=2, seed=0, batch_size=8, compile_encoder=False)

@@ -88,7 +88,7 @@ def test_images_of_messages(nano_processor, part):
 
 def test_an_image_part_of_another_form_is_named(nano_processor):
     with pytest.raises(
-        ValueError, match=r"An image part has \['file_id'\]: expected a url, bytes or a path"
+        ValueError, match=r"An image is a dict of \['file_id'\]: expected a url, bytes or a path"
     ):
         inputs_of(nano_processor, [user(image({"file_id": "7"}), text("What?"))])
 
@@ -177,7 +177,7 @@ def test_a_word_in_an_earlier_turn_takes_no_image(nano_processor):
 
 @pytest.mark.parametrize("part", [{"type": "image"}, {"type": "image", "image_path": "x.png"}])
 def test_an_image_part_without_an_image_is_an_error(nano_processor, part):
-    with pytest.raises(ValueError, match="2 image parts but 1 images"):
+    with pytest.raises(ValueError, match=r"The part \{'type': 'image'.* has no image"):
         inputs_of(nano_processor, [user(part, image(), text("What?"))])
 
 
@@ -356,7 +356,7 @@ def test_settings_of_the_call_reach_it(nano_processor):
         messages, tokenize=True, return_dict=True, processor_kwargs={"return_tensors": "pt"}
     )
     assert torch.equal(tensors["input_ids"], plain["input_ids"])
-    with pytest.raises(TypeError, match="max_dynamic_patches=4 is no setting of a call"):
+    with pytest.raises(TypeError, match="max_dynamic_patches=4 is no keyword of this processor"):
         nano_processor.apply_chat_template(
             messages, **settings, processor_kwargs={"max_dynamic_patches": 4}
         )
@@ -370,3 +370,127 @@ def test_settings_of_the_call_reach_it(nano_processor):
         },
     )
     assert padded["input_ids"].shape[1] % 64 == 0 and "attention_mask" not in padded
+
+
+@pytest.mark.parametrize("part, expected", [
+    # OpenAI's second interface, and the answer that it gave before
+    ({"type": "input_text", "text": "What?"}, "What?"),
+    ({"type": "output_text", "text": "What?"}, "What?"),
+    ({"text": "What?"}, "What?"),  # without a type
+    ("What?", "What?"),
+    ({"type": "input_image", "image_url": str(CALCULATION)}, "<image>\n"),
+    ({"type": "image_pil", "image_pil": Image.open(CALCULATION)}, "<image>\n"),
+    ({"type": "Image", "image": str(CALCULATION)}, "<image>\n"),
+    ({"image": str(CALCULATION)}, "<image>\n"),
+    ({"image_url": {"url": str(CALCULATION)}}, "<image>\n"),
+])  # fmt: skip
+def test_parts_as_people_write_them(nano_processor, part, expected):
+    rendered = nano_processor.apply_chat_template([user(part)])
+    assert rendered == f"<｜begin▁of▁sentence｜><｜User｜>\n{expected}"
+    inputs = inputs_of(nano_processor, [user(part)])
+    assert ("pixel_values" in inputs) == (expected == "<image>\n")
+
+
+@pytest.mark.parametrize("message, words", [
+    ("Hello", "'Hello' is no message: expected a dict with a role"),
+    ({"content": "Hello"}, "is no message: expected a dict with a role"),
+    (user({"type": "audio", "audio": "a.wav"}), "content part of an unknown kind: expected a text"),
+    (user({}), "content part of an unknown kind"),
+    (user(7), "7 is a content part of an unknown kind"),
+    (user({"type": "text"}), "expected a string under 'text'"),
+    (user({"type": "text", "text": ["a"]}), "expected a string under 'text'"),
+    ({"role": "user", "content": {"type": "text", "text": "a"}}, "a string or a list of parts"),
+])  # fmt: skip
+def test_messages_of_another_form_are_named(nano_processor, message, words):
+    with pytest.raises(ValueError, match=words):
+        nano_processor.apply_chat_template([message])
+
+
+def test_transformers_names_of_settings(nano_processor):
+    messages = [user(image(), text("?"))]
+    expected = inputs_of(nano_processor, messages, min_dynamic_patch=4, max_dynamic_patch=4)
+    tiles = expected["pixel_values"]
+    assert len(tiles) == 5
+    for call in (
+        inputs_of(nano_processor, messages, min_patches=4, max_patches=4),
+        nano_processor(images=CALCULATION, text="<image>", min_patches=4, max_patches=4),
+    ):
+        assert torch.equal(call["pixel_values"], tiles)
+
+
+@pytest.mark.parametrize("keyword, words", [
+    ({"do_rescale": False}, "do_rescale=False: arrays of floats"),
+    ({"do_resize": False}, "do_resize=False: images are always resized"),
+    ({"do_normalize": False}, "do_normalize=False: the vision encoder"),
+    ({"return_token_type_ids": True}, "this model has no token types"),
+    ({"num_frames": 8}, "num_frames=8 is no keyword"),
+])  # fmt: skip
+def test_keywords_that_ask_for_something_else_are_refused(nano_processor, keyword, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        nano_processor(images=CALCULATION, text="<image>\nWhat?", **keyword)
+
+
+@pytest.mark.parametrize("keyword", [
+    {"do_rescale": True}, {"do_resize": True}, {"do_normalize": True}, {"do_pad": False},
+    {"do_convert_rgb": True}, {"return_token_type_ids": False}, {"num_frames": None},
+])  # fmt: skip
+def test_keywords_that_say_what_is_done_anyway_are_taken(nano_processor, keyword):
+    messages = [user(image(), text("What?"))]
+    expected = inputs_of(nano_processor, messages)
+    for inputs in (
+        inputs_of(nano_processor, messages, **keyword),
+        inputs_of(nano_processor, messages, processor_kwargs=keyword),
+    ):
+        assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+def test_a_variable_that_the_template_does_not_know_is_named(nano_processor, caplog):
+    """But for settings of the generation, which pipelines pass on as they are."""
+    nano_processor.apply_chat_template([user(text("Hi"))], do_sample=False)
+    assert not caplog.records
+    nano_processor.apply_chat_template([user(text("Hi"))], enable_thinkin=False)
+    assert "enable_thinkin=False has no effect" in caplog.text
+
+
+def test_token_types_of_images(nano_processor):
+    inputs = inputs_of(nano_processor, [user(image(), text("?"))], return_mm_token_type_ids=True)
+    expected = (inputs["input_ids"] == nano_processor.image_token_id).long()
+    assert torch.equal(inputs["mm_token_type_ids"], expected) and expected.any()
+
+
+def test_the_assistants_mask_with_images_padding_and_marks(nano_processor):
+    """What the mask keeps is, row by row, what the assistant wrote, images or not."""
+    written = "I count <image> and <think>.\n</think>\n\nTwo."
+    long = [user(image(), text("<think> How <image> many?"), image(COUNTING))]
+    short = [user(text("Hi"))]
+    answers = [{"role": "assistant", "content": written}, {"role": "assistant", "content": "Yes"}]
+    inputs = inputs_of(
+        nano_processor,
+        [[*long, answers[0]], [*short, answers[1]]],
+        add_generation_prompt=False,
+        padding=True,
+        return_assistant_tokens_mask=True,
+    )
+    assert inputs["assistant_masks"].shape == inputs["input_ids"].shape
+    kept = [
+        nano_processor.decode(row[mask.bool()])
+        for row, mask in zip(inputs["input_ids"], inputs["assistant_masks"])
+    ]
+    assert kept == [f"{written}<｜end▁of▁sentence｜>", "Yes<｜end▁of▁sentence｜>"]
+    with pytest.raises(ValueError, match="needs tokenize=True, return_dict=True"):
+        nano_processor.apply_chat_template(short, return_assistant_tokens_mask=True)
+
+
+def test_placeholders_without_an_image_are_named(nano_processor, caplog):
+    nano_processor(images=CALCULATION, text="<image> and <image>?")
+    assert "A text has 2 <image> and 1 images" in caplog.text
+
+
+def test_a_processor_built_from_its_parts(nano_processor):
+    """Its number of tokens of a tile is that of the image processor's tile."""
+    built = type(nano_processor)(nano_processor.image_processor, nano_processor.tokenizer)
+    assert built.num_image_token == built.image_seq_length == 16
+    token = nano_processor.image_token
+    assert built.convert_tokens_to_ids(token) == nano_processor.image_token_id
+    assert built.convert_tokens_to_ids([token, token]) == 2 * [nano_processor.image_token_id]

@@ -28,10 +28,11 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,20 +288,34 @@ def copy_code(folder: Path) -> None:
 def write_tokenizer(plan: AssemblyPlan, folder: Path) -> None:
     """Write the tokenizer with its chat template.
 
-    transformers before 4.43 reads the template from tokenizer_config.json, later versions from its
-    own file.
+    The versions of transformers that read the template from tokenizer_config.json, rather than from
+    its own file, are those before 4.49. Some of them (before 4.43) do not know its markers of what
+    the assistant writes.
     """
     write_json(folder / "tokenizer.json", plan.tokenizer)
     template_path = ROOT / CHAT_TEMPLATES[plan.config["template"]]
-    template = template_path.read_text(encoding="utf-8")
+    control_tokens = [token["content"] for token in plan.tokenizer["added_tokens"]]
+    template = with_control_tokens(template_path.read_text(encoding="utf-8"), control_tokens)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     tokenizer_config = read_json(plan.language.folder / "tokenizer_config.json")
     for name in ADDED_TOKENS_KEYS:
         tokenizer_config.pop(name, None)
     tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer_config["padding_side"] = "left"
-    tokenizer_config["chat_template"] = template
+    tokenizer_config["chat_template"] = without_generation_markers(template)
     write_json(folder / "tokenizer_config.json", tokenizer_config)
+
+
+def with_control_tokens(template: str, control_tokens: Sequence[str]) -> str:
+    """A chat template whose list of control tokens is that of a tokenizer."""
+    listed = ",\n".join(f"    {token!r}" for token in control_tokens)
+    pattern = r"(control_tokens = control_tokens or \[\n).*?(\n\] -%\})"
+    return re.sub(pattern, lambda match: match[1] + listed + match[2], template, flags=re.DOTALL)
+
+
+def without_generation_markers(template: str) -> str:
+    """A chat template without its markers of what the assistant writes."""
+    return re.sub(r" *\{%- (end)?generation -%\}\n", "", template)
 
 
 def write_generation_config(plan: AssemblyPlan, folder: Path) -> None:

@@ -64,10 +64,10 @@ SMOKE = {
     "base": 2,
     "instruct": 2,
     "reasoning": 2,
-    "init_1": 64,
+    "init_1": 32,
     "init_2": 64,
     "init_3": 32,
-    "alignment": 64,
+    "alignment": 32,
     "evaluation": 2,
 }
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
