@@ -6,6 +6,7 @@
 # make bench         speed and memory against peers, on the CPU (minutes); bench-gpu: the 38B shapes on a GPU
 # make serving-test  vLLM's CPU build in an environment of its own, a real server, the same tokens as chat()
 # make nano          a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
+# make nano-code     the copies of the code in nano/, after a change to the code
 # make nano-score    the scores of the nano checkpoint on fresh pictures
 # make compat        every minor version of transformers, and the table in docs/compatibility.md
 PYTHON ?= python3
@@ -21,7 +22,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat dev test test-slow test-portable compat lint format nano nano-score bench bench-gpu serving-test clean
+.PHONY: chat dev test test-slow test-portable compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -60,6 +61,9 @@ format: $(VENV)/.dev
 
 nano: $(VENV)/.dev
 	$(BIN)/python -m training.nano.pipeline runs/nano
+
+nano-code: $(VENV)/.dev
+	$(BIN)/python -m training.nano.code
 
 nano-score: $(VENV)/.dev
 	$(BIN)/python -m evaluation.nano --model nano --count 500

@@ -7,6 +7,7 @@ generation are completed (generation.py), and the generated ids become answers.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ class ChatMixin:
         """Ask a question about images, or about none.
 
         Args:
-            tokenizer: the checkpoint's tokenizer.
+            tokenizer: the checkpoint's tokenizer, or its processor, whose tokenizer is taken.
             pixel_values: all images of the conversation: their tiles one after another, (tiles,
                 channels, side, side); or images (PIL images or paths), one or a list of them, which
                 are tiled here; or what `encode_images` gave; or None.
@@ -152,6 +153,7 @@ class ChatMixin:
             GenerationInterrupted: on Ctrl-C, with what had been generated.
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        tokenizer = _tokenizer_of(tokenizer)
         options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
         images = images_of_question(pixel_values, num_patches_list, self._tile)
         answers, histories = self._ask(tokenizer, images, [question], [history], options)
@@ -190,6 +192,7 @@ class ChatMixin:
                 "chat_stream() brings its own streamer: leave it out of the generation config."
             )
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        tokenizer = _tokenizer_of(tokenizer)
         options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
 
         def ask(streamer: TextIteratorStreamer, monitor: GenerationMonitor) -> tuple[str, list]:
@@ -240,6 +243,7 @@ class ChatMixin:
             GenerationInterrupted: on Ctrl-C, with what had been generated for each question.
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
+        tokenizer = _tokenizer_of(tokenizer)
         options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
         if isinstance(questions, str):
             raise ValueError(f"questions is one text, {questions!r}: pass a list, or call chat().")
@@ -355,7 +359,8 @@ class ChatMixin:
         longest = max(len(prompt) for prompt in prompts)
         keywords, config = self._generation_settings(tokenizer, longest, options)
         device = device_of_embedding(self.get_input_embeddings())
-        input_ids, attention_mask = left_pad(prompts, keywords["pad_token_id"], device)
+        pad_token_id = requested_setting(keywords, config, "pad_token_id")
+        input_ids, attention_mask = left_pad(prompts, pad_token_id, device)
         stop_ids = _as_set(requested_setting(keywords, config, "eos_token_id"))
         separator = self.conv_template.sep.strip()
         try:
@@ -402,6 +407,9 @@ class ChatMixin:
         _append(keywords, "stopping_criteria", options.monitor)
         if requested_setting(keywords, config, "stop_strings"):
             keywords.setdefault("tokenizer", tokenizer)
+        if config is not None:  # transformers deprecates settings beside a config
+            config = copy.deepcopy(config)
+            keywords = config.update(**keywords)
         return keywords, config
 
     def _history_with_turn(
@@ -450,6 +458,11 @@ def _check_image_tokens(*tokens: str) -> None:
             f"The image tokens {tokens} were given; this model's are {expected}: leave the "
             "keywords out."
         )
+
+
+def _tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer itself, or that of a processor."""
+    return getattr(given, "tokenizer", given)
 
 
 def _append(keywords: dict[str, Any], name: str, value: Any) -> None:

@@ -36,6 +36,7 @@ CODE_FILES = (
     "decoding.py",
     "device_map.py",
     "generation.py",
+    "image_features.py",
     "loading.py",
     "modeling_intern_vit.py",
     "modeling_skywork_chat.py",

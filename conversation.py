@@ -242,11 +242,13 @@ def add_image_placeholders(question: str, history: Sequence | None, num_images: 
             "question: give all images of the conversation again, in order (encode_images() keeps "
             "them)."
         )
-    if not num_new and num_images and IMAGE_PLACEHOLDER in question:
+    num_placeholders = question.count(IMAGE_PLACEHOLDER)
+    if num_placeholders > num_new:
         logger.warning(
-            f"The question has an {IMAGE_PLACEHOLDER}, but the history accounts for all "
-            f"{num_images} images given, so this one is kept as plain text (it is read "
-            "as a word). Give the images of earlier turns as well, in front of the new ones."
+            f"The question has {num_placeholders} {IMAGE_PLACEHOLDER} and {num_new} images (of "
+            f"{num_images} given the history accounts for {num_images - num_new}): each "
+            f"{IMAGE_PLACEHOLDER} without an image is read as a word. Give the images of earlier "
+            "turns as well, in front of the new ones."
         )
     if IMAGE_PLACEHOLDER not in question:
         question = f"{IMAGE_PLACEHOLDER}\n" * num_new + question

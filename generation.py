@@ -18,10 +18,12 @@ import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     TextIteratorStreamer,
 )
+from transformers.utils import logging
 
 from .conversation import THINK_END, Conversation, encode_segments, token_id
 from .decoding import requested_cache
@@ -31,6 +33,8 @@ from .transformers_compat import (
     UNREQUESTED_MAX_LENGTH,
     stopping_decision,
 )
+
+logger = logging.get_logger(__name__)
 
 
 class ThinkingBudget(LogitsProcessor):
@@ -98,6 +102,83 @@ class GenerationMonitor(StoppingCriteria):
             return [[] for _ in range(num_questions)]
         beams = len(self.ids) // num_questions
         return self.ids[::beams, NUM_PREFIX_IDS:].tolist()
+
+
+class SuppressedTokens(LogitsProcessor):
+    """Never lets the model write some tokens, such as those of images.
+
+    A completion with image tokens could not be scored: there are no images for them.
+
+    Args:
+        ids: of the tokens.
+    """
+
+    def __init__(self, ids: Iterable[int]) -> None:
+        self.ids = list(ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        ids = torch.tensor(self.ids, device=scores.device)
+        return scores.index_fill(1, ids, float("-inf"))
+
+
+class CheckedLogits(LogitsProcessor):
+    """Raises an error where the logits of the first token are no numbers.
+
+    From NaN the best token is the first of the vocabulary, so that an answer would be "!!!!!!!!".
+    Later tokens are not looked at: each look makes the host wait for the GPU.
+    """
+
+    def __init__(self) -> None:
+        self.is_checked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not self.is_checked and bool(scores.isnan().any() | scores.isposinf().any()):
+            raise ValueError(
+                "The model's logits are NaN or infinite. Either a weight is (a file of the "
+                "checkpoint is damaged or incomplete: compare its size and hash), or the images "
+                "are (image_mean and image_std of preprocessor_config.json), or numbers overflow "
+                "the dtype (load in bfloat16 or float32 rather than float16)."
+            )
+        self.is_checked = True
+        return scores
+
+
+def guarded_processors(
+    given: Iterable[LogitsProcessor] | None, never_generated_ids: Iterable[int]
+) -> LogitsProcessorList:
+    """The caller's logits processors, and after them the two above."""
+    added = [CheckedLogits(), SuppressedTokens(never_generated_ids)]
+    return LogitsProcessorList([*(given or []), *added])
+
+
+class CandidatesWithoutImages:
+    """The guesses of another candidate generator up to their first image token.
+
+    Prompt lookup guesses the next tokens by copying from the prompt, and a guessed image token
+    would have no image behind it.
+
+    Args:
+        guesses: transformers' candidate generator.
+        image_token_id: of the image tokens.
+    """
+
+    def __init__(self, guesses: Any, image_token_id: int) -> None:
+        self.guesses = guesses
+        self.image_token_id = image_token_id
+
+    def get_candidates(self, input_ids: torch.Tensor, *arguments: Any) -> tuple[Any, Any]:
+        """(input_ids with the guessed tokens behind them, the logits of those or None)."""
+        candidates, logits = self.guesses.get_candidates(input_ids, *arguments)
+        length = input_ids.shape[1]
+        is_image = (candidates[0, length:] == self.image_token_id).nonzero()
+        if len(is_image):
+            num_kept = int(is_image[0])
+            candidates = candidates[:, : length + num_kept]
+            logits = None if logits is None else logits[:, :num_kept]
+        return candidates, logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.guesses, name)
 
 
 class GenerationInterrupted(KeyboardInterrupt):
@@ -212,9 +293,9 @@ def set_length(
         The most tokens that may be generated.
 
     Raises:
-        ValueError: a static cache without a length.
+        ValueError: a static cache without a length, or a prompt that exceeds the context.
     """
-    new_tokens = requested_new_tokens(keywords, config, prompt_length)
+    new_tokens = fit_into_context(keywords, config, prompt_length, context)
     if new_tokens is not None:
         return new_tokens
     if "static" in str(requested_cache(keywords, config)):
@@ -222,7 +303,7 @@ def set_length(
             "cache_implementation='static' without a length: the whole cache is allocated at once, "
             "and every token attends over all of it. Set max_new_tokens."
         )
-    keywords["max_new_tokens"] = max(1, context - prompt_length)
+    keywords["max_new_tokens"] = context - prompt_length
     return keywords["max_new_tokens"]
 
 
@@ -251,30 +332,42 @@ def make_thinking_budget(
     return processor
 
 
-def check_context(length: int, max_new_tokens: int | None, limit: int) -> None:
-    """Check that a prompt and its answer fit the context, before anything expensive runs.
+def fit_into_context(
+    keywords: dict[str, Any], config: GenerationConfig | None, prompt_length: int, context: int
+) -> int | None:
+    """Set `max_new_tokens`, in place, to the rest of the context where more was asked for.
+
+    Scripts send one number for all models, so that is a warning and no error. Positions beyond the
+    context were never trained.
 
     Args:
-        length: number of tokens of the longest prompt.
-        max_new_tokens: the most that may be generated, or None.
-        limit: `max_position_embeddings`.
+        prompt_length: number of tokens of the longest prompt.
+        context: `max_position_embeddings`.
+
+    Returns:
+        The most tokens that may be generated, or None where nobody said.
 
     Raises:
-        ValueError: with all three numbers.
+        ValueError: a prompt that leaves no room for an answer.
     """
-    room = limit - length
+    room = context - prompt_length
     if room < 1:
         raise ValueError(
-            f"The prompt has {length} tokens and the model's context {limit}: shorten it, or give "
-            "fewer images or tiles (max_dynamic_patch in preprocessor_config.json, max_num of the "
-            "model card's load_image)."
+            f"The prompt has {prompt_length} tokens and the model's context {context}: shorten it, "
+            "or give fewer images or tiles (max_dynamic_patch in preprocessor_config.json, max_num "
+            "of the model card's load_image)."
         )
-    if max_new_tokens is not None and max_new_tokens > room:
-        raise ValueError(
-            f"The prompt has {length} tokens, and {max_new_tokens} new ones are allowed "
-            "(max_new_tokens, or what max_length leaves), together more than the model's context "
-            f"of {limit}: set max_new_tokens to at most {room}, or shorten the prompt."
-        )
+    new_tokens = requested_new_tokens(keywords, config, prompt_length)
+    if new_tokens is None or new_tokens <= room:
+        return new_tokens
+    logger.warning(
+        f"The prompt has {prompt_length} tokens, and {new_tokens} new ones are allowed "
+        "(max_new_tokens, or what max_length leaves), together more than the model's context of "
+        f"{context}: the answer ends after {room} tokens."
+    )
+    keywords.pop("max_length", None)
+    keywords["max_new_tokens"] = room
+    return room
 
 
 # -- streams ---------------------------------------------------------------------------------------

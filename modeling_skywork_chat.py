@@ -24,6 +24,7 @@ from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 
 # Before 5.9 transformers copies the files that this one imports itself, and no others. So each file
 # of `CODE_FILES` is imported here by at least one name.
@@ -42,7 +43,8 @@ from .configuration_skywork_chat import SkyworkChatConfig
 from .conversation import get_conv_template
 from .decoding import generate_from_embeddings, one_static_cache_at_a_time, with_compiled_decoding
 from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
-from .generation import check_context, requested_new_tokens
+from .generation import CandidatesWithoutImages, fit_into_context, guarded_processors
+from .image_features import ImageFeatureMixin
 from .loading import (
     bytes_per_parameter,
     choose_attention,
@@ -61,16 +63,36 @@ from .transformers_compat import (
     given_cache,
 )
 
-# Tiles are encoded in chunks of about this many positions. On a GPU that is 16 tiles of 448 pixels,
-# which bounds the activations of InternViT-6B at about 1 GB in bf16, whatever the number of tiles.
-# On a CPU it is one tile, whose activations stay in the processor's cache.
-POSITIONS_PER_CHUNK = 16 * 1025
-POSITIONS_PER_CHUNK_ON_CPU = 1025
 IGNORED_LABEL = -100
+logger = logging.get_logger(__name__)
+
+# Inputs of related models that change the result there, and what to do here.
+INPUTS_OF_OTHER_MODELS = {
+    "loss_weight": "the loss counts every label alike: set labels to -100 where none should count",
+    "loss_reduction_all_gather": "pass num_items_in_batch, the number of labels on all processes",
+    "statistics": "count tokens in the data collator",
+    "pixel_values_videos": "pass the frames of a video as images, each an <image> of its own",
+    "image_grid_thw": "tiles have one size here: pass pixel_values of (tiles, 3, side, side)",
+    "visual_features": "forward() calls them image_features",
+}
+# Inputs besides the parameters of `forward` that the decoder takes, or that change nothing.
+OTHER_INPUTS = (
+    "adapter_names",
+    "cache",
+    "cache_position",
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "max_length_k",
+    "max_length_q",
+    "mm_token_type_ids",
+    "return_loss",
+    "seq_idx",
+    "token_type_ids",
+)
 
 
-class SkyworkModelBase(PreTrainedModel, GenerationMixin):
-    """What both classes share: modules, loading, saving, image features, `forward` and the loss."""
+class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
+    """What both classes share: modules, loading, saving, `forward` and the loss."""
 
     config_class = SkyworkChatConfig
     base_model_prefix = ""
@@ -83,9 +105,6 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
     _supports_cache_class = True
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _no_split_modules = ["VisionLayer", "Qwen2DecoderLayer"]
-    # Training with parameters sharded over processes (FSDP, ZeRO-3) sets this: every process has to
-    # call every module equally often, so that tiles are not encoded in chunks.
-    whole_batches_of_tiles = False
 
     def __init__(
         self,
@@ -265,156 +284,15 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         return self.language_model.get_decoder()
 
     @property
+    def never_generated_ids(self) -> list[int]:
+        """The tokens that stand in prompts only: of images, and the one that begins a text."""
+        ids = {self.img_context_token_id, self.config.llm_config.bos_token_id}
+        return sorted(token for token in ids if token is not None)
+
+    @property
     def base_model(self) -> Backbone:
         """The model without its head; a call gives `last_hidden_state` (TRL scores with that)."""
         return Backbone(self)
-
-    # -- image features ----------------------------------------------------------------------------
-
-    def pixel_shuffle(self, features: torch.Tensor) -> torch.Tensor:
-        """Merge squares of f × f patches into the channels (f is `config.shuffle_factor`).
-
-        Order "v2" keeps rows first. "v1", of the first InternVL, gives the tokens column by column.
-
-        Args:
-            features: (tiles, rows, columns, C).
-
-        Returns:
-            (tiles, rows / f, columns / f, C · f²).
-        """
-        factor = self.config.shuffle_factor
-        features = features.unflatten(2, (-1, factor)).unflatten(1, (-1, factor))
-        # now (tiles, rows / f, f, columns / f, f, C)
-        features = features.permute(0, 1, 3, 2, 4, 5)  # (tiles, rows / f, columns / f, f, f, C)
-        features = features.flatten(3)  # (tiles, rows / f, columns / f, f · f · C)
-        return features.transpose(1, 2) if self.config.ps_version == "v1" else features
-
-    def extract_feature(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Image features in the language model's width H.
-
-        Args:
-            pixel_values: (tiles, channels, side, side), normalised pixels.
-
-        Returns:
-            (tiles, num_image_token, H).
-
-        Raises:
-            ValueError: a shape that the vision tower cannot cut into patches.
-        """
-        device = self.vision_model.embeddings.patch_embedding.weight.device
-        if device.type != "meta":  # of an offloaded tower a hook moves the inputs
-            pixel_values = pixel_values.to(device)
-        if self.training and self.whole_batches_of_tiles:
-            return self._encode_tiles(pixel_values)
-        num_pixels = pixel_values.shape[-2] * pixel_values.shape[-1]
-        num_positions = 1 + num_pixels // self.config.vision_config.patch_size**2
-        on_cpu = device.type == "cpu"
-        limit = POSITIONS_PER_CHUNK_ON_CPU if on_cpu else POSITIONS_PER_CHUNK
-        chunks = pixel_values.split(max(1, limit // num_positions))
-        features = [self._encode_tiles(chunk) for chunk in chunks]
-        return features[0] if len(features) == 1 else torch.cat(features)
-
-    def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(tiles, channels, side, side) to (tiles, num_image_token, H), in one pass."""
-        hidden_states = self.vision_model(
-            pixel_values=pixel_values, num_layers=self.config.num_vision_layers_used
-        ).last_hidden_state  # (tiles, 1 + rows · columns, C)
-        patches = hidden_states[:, 1:]  # without the class token
-        num_columns = pixel_values.shape[-1] // self.config.vision_config.patch_size
-        grid = patches.unflatten(1, (-1, num_columns))  # (tiles, rows, columns, C)
-        features = self.pixel_shuffle(grid).flatten(1, 2)  # (tiles, num_image_token, C · f²)
-        return self.mlp1(features.to(next(self.mlp1.parameters()).dtype))
-
-    def _num_features_per_tile(self, pixel_values: torch.Tensor) -> int:
-        """How many features a tile of this height and width gives, before it is encoded."""
-        token_side = self.config.vision_config.patch_size * self.config.shuffle_factor  # pixels
-        height, width = pixel_values.shape[-2:]
-        return (height // token_side) * (width // token_side)
-
-    def embed(
-        self,
-        input_ids: torch.Tensor,
-        pixel_values: torch.Tensor | None = None,
-        image_flags: torch.Tensor | None = None,
-        image_features: torch.Tensor | None = None,
-        image_token_id: int | None = None,
-    ) -> torch.Tensor:
-        """Token embeddings with the image features in place of the image tokens.
-
-        Args:
-            input_ids: (batch, length).
-            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
-            image_flags: (tiles,) or (tiles, 1); tiles flagged 0 are padding, without tokens in the
-                prompt.
-            image_features: (tiles, num_image_token, H), what `extract_feature` gave, in place of
-                `pixel_values`.
-            image_token_id: the id that is replaced, if it is not `img_context_token_id`.
-
-        Returns:
-            (batch, length, H).
-
-        Raises:
-            ValueError: images that give more or fewer features than there are image tokens.
-        """
-        padding = None
-        if image_flags is not None and pixel_values is not None:
-            is_flagged = image_flags.flatten().to(pixel_values.device) == 1
-            padding = pixel_values[~is_flagged]
-            pixel_values = pixel_values[is_flagged]
-        token_id = self.img_context_token_id if image_token_id is None else image_token_id
-        is_image = input_ids == token_id  # (batch, length)
-        num_tiles = self._check_number_of_features(is_image, pixel_values, image_features, token_id)
-        inputs_embeds = self.get_input_embeddings()(input_ids)  # (batch, length, H)
-        if not num_tiles:
-            return self._with_projector_gradient(inputs_embeds, padding)
-        if pixel_values is not None:
-            image_features = self.extract_feature(pixel_values)
-        image_features = image_features.flatten(0, -2)  # (tiles · num_image_token, H)
-        image_features = image_features.to(inputs_embeds.device, inputs_embeds.dtype)
-        is_image = is_image.unsqueeze(-1).to(inputs_embeds.device)
-        return inputs_embeds.masked_scatter(is_image, image_features)
-
-    def _check_number_of_features(
-        self,
-        is_image: torch.Tensor,
-        pixel_values: torch.Tensor | None,
-        image_features: torch.Tensor | None,
-        token_id: int,
-    ) -> int:
-        """Check, before images are encoded, that they give a feature for each image token.
-
-        Returns:
-            The number of tiles.
-        """
-        num_tiles = 0
-        num_features = 0
-        if image_features is not None:
-            num_tiles = len(image_features)
-            num_features = image_features.shape[:-1].numel()
-        elif pixel_values is not None:
-            num_tiles = len(pixel_values)
-            num_features = num_tiles * self._num_features_per_tile(pixel_values)
-        expected = int(is_image.sum())
-        if expected != num_features:
-            raise ValueError(
-                f"The prompt has {expected} image tokens (id {token_id}) but the images give "
-                f"{num_features} features ({num_tiles} tiles of "
-                f"{num_features // max(num_tiles, 1)}): pass the pixel_values that the prompt was "
-                "built for."
-            )
-        return num_tiles
-
-    def _with_projector_gradient(
-        self, inputs_embeds: torch.Tensor, padding: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The embeddings of a batch without images, with a gradient of zero for the projector.
-
-        Training over several processes needs a gradient of every parameter in every step. It comes
-        from a tile of padding, where the batch has one.
-        """
-        if not self.training or padding is None or not len(padding):
-            return inputs_embeds
-        return inputs_embeds + 0 * self.extract_feature(padding[:1]).sum().to(inputs_embeds)
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -452,8 +330,9 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
             `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
 
         Raises:
-            ValueError: see `embed`; or neither or both kinds of input.
+            ValueError: see `embed`; neither or both kinds of input; or an input of another model.
         """
+        check_forward_keywords(kwargs)
         output = self._hidden_states(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -502,8 +381,11 @@ class SkyworkModelBase(PreTrainedModel, GenerationMixin):
         """The decoder's output, with `last_hidden_state` (batch, length, H)."""
         check_inputs(input_ids, inputs_embeds, pixel_values, image_features)
         has_images = pixel_values is not None or image_features is not None
-        if inputs_embeds is None and (has_images or input_ids.shape[1] > 1):
-            inputs_embeds = self.embed(input_ids, pixel_values, image_flags, image_features)
+        is_prompt = inputs_embeds is None and input_ids.shape[1] > 1
+        if has_images or is_prompt:
+            inputs_embeds = self.embed(
+                input_ids, pixel_values, image_flags, image_features, inputs_embeds=inputs_embeds
+            )
         elif inputs_embeds is None:
             # A decoding step. Counting image tokens would make the GPU wait for each token.
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -530,7 +412,9 @@ class Backbone:
         return getattr(self.model, name)
 
 
-class SkyworkChatModel(ChatMixin, SkyworkModelBase):
+# Both public classes name GenerationMixin themselves. Since 4.45 transformers puts a class that
+# does not into a subclass of its own, which cannot be pickled.
+class SkyworkChatModel(ChatMixin, SkyworkModelBase, GenerationMixin):
     """Skywork-R1V with the calls of its model card: `chat`, `batch_chat`, `generate`.
 
     Attributes:
@@ -625,22 +509,22 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
             versions put in front.
 
         Raises:
-            ValueError: neither or both of `input_ids` and `inputs_embeds`; images twice, with
-                `inputs_embeds` or not matching the prompt; or a prompt that with `max_new_tokens`
-                exceeds the context.
+            ValueError: neither or both of `input_ids` and `inputs_embeds`; images twice or not
+                matching the prompt; a prompt that exceeds the context; or logits that are no
+                numbers.
         """
         check_inputs(input_ids, inputs_embeds, pixel_values, visual_features)
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=-1).max())
-        elif input_ids is not None:
-            longest = input_ids.shape[1]
         else:
-            longest = inputs_embeds.shape[1]
-        max_new_tokens = requested_new_tokens(generate_kwargs, generation_config, longest)
-        check_context(longest, max_new_tokens, self.config.llm_config.max_position_embeddings)
-        if input_ids is not None:
+            longest = (inputs_embeds if input_ids is None else input_ids).shape[1]
+        context = self.config.llm_config.max_position_embeddings
+        fit_into_context(generate_kwargs, generation_config, longest, context)
+        given = generate_kwargs.pop("logits_processor", None)
+        generate_kwargs["logits_processor"] = guarded_processors(given, self.never_generated_ids)
+        if input_ids is not None or pixel_values is not None or visual_features is not None:
             inputs_embeds = self.embed(
-                input_ids, pixel_values, None, visual_features, image_token_id
+                input_ids, pixel_values, None, visual_features, image_token_id, inputs_embeds
             )
         if output_hidden_states is not None:
             generate_kwargs["output_hidden_states"] = output_hidden_states
@@ -654,24 +538,29 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase):
         )
 
 
-class SkyworkChatForConditionalGeneration(SkyworkModelBase):
+class SkyworkChatForConditionalGeneration(SkyworkModelBase, GenerationMixin):
     """Skywork-R1V with the calls of transformers: `generate` returns prompt and completion."""
 
     def generate(
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: list | None = None,
         *arguments: Any,
         **keywords: Any,
     ) -> Any:
         """As transformers'; `cache_implementation="static"` means compiled decoding everywhere."""
         keywords = with_compiled_decoding(keywords, generation_config, self.device)
-        ids = keywords.get("input_ids") if inputs is None else inputs
-        if ids is not None:
-            keywords["prompt_length"] = ids.shape[1]
+        guarded = guarded_processors(logits_processor, self.never_generated_ids)
         base: Any = super()
         with one_static_cache_at_a_time(keywords, generation_config):
-            return base.generate(inputs, generation_config, *arguments, **keywords)
+            return base.generate(inputs, generation_config, guarded, *arguments, **keywords)
+
+    def _get_candidate_generator(self, *arguments: Any, **keywords: Any) -> Any:
+        """transformers' own, whose guesses end at an image token: it would have no image."""
+        base: Any = super()
+        guesses = base._get_candidate_generator(*arguments, **keywords)
+        return CandidatesWithoutImages(guesses, self.img_context_token_id)
 
     def _expand_inputs_for_generation(
         self,
@@ -713,16 +602,12 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        prompt_length: int | None = None,
         cache: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The language model's own inputs; the images go with the step that has their tokens.
 
         Args:
-            prompt_length: number of tokens in front of the first that may be generated. Prompt
-                lookup guesses the next tokens by copying from the prompt. A guessed image token has
-                no image behind it, so it is masked.
             cache: `past_key_values` under its name since 5.24. `generate` refuses a keyword of its
                 caller that neither this method nor `forward` names.
         """
@@ -733,41 +618,36 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase):
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
         images = {"pixel_values": pixel_values, "image_features": image_features}
-        is_first_step = cached_length(cache) == 0
-        if is_first_step:
+        if cached_length(cache) == 0:
             inputs.update(images)
+            return inputs
         new_ids = inputs.get("input_ids")
-        if new_ids is None or prompt_length is None or new_ids.shape[1] == 1:
-            return inputs  # embeddings, or plain decoding: nothing was guessed
-        positions = torch.arange(input_ids.shape[1], device=new_ids.device)
-        is_image_token = input_ids == self.img_context_token_id
-        has_image = is_image_token & (positions < prompt_length)  # (batch, length)
+        if new_ids is None or new_ids.shape[1] == 1:
+            return inputs  # embeddings, or a decoding step
+        is_image = input_ids == self.img_context_token_id  # (batch, length)
         num_new = new_ids.shape[1]
-        new_has_image = has_image[:, -num_new:]
-        is_guessed = (new_ids == self.img_context_token_id) & ~new_has_image
-        inputs["input_ids"] = new_ids.masked_fill(is_guessed, 0)
-        if not is_first_step and new_has_image.any():
-            inputs.update(self._images_after_cache(images, has_image, num_new))
+        if is_image[:, -num_new:].any():
+            inputs.update(self._images_after_cache(images, is_image, num_new))
         return inputs
 
     def _images_after_cache(
-        self, images: dict[str, torch.Tensor | None], has_image: torch.Tensor, num_new: int
+        self, images: dict[str, torch.Tensor | None], is_image: torch.Tensor, num_new: int
     ) -> dict[str, torch.Tensor | None]:
         """Of all tiles of a prompt those that a cache of earlier turns does not have.
 
         Args:
-            has_image: (1, length), the image tokens of the whole prompt.
+            is_image: (1, length), the image tokens of the whole prompt.
             num_new: number of tokens at the end that are not in the cache.
 
         Raises:
             ValueError: several conversations at once.
         """
-        if len(has_image) > 1:
+        if len(is_image) > 1:
             raise ValueError(
                 "A cache of earlier turns takes new images in one conversation at a time (batch 1)."
             )
-        num_tiles = int(has_image.sum()) // self.num_image_token
-        num_cached = int(has_image[:, :-num_new].sum()) // self.num_image_token
+        num_tiles = int(is_image.sum()) // self.num_image_token
+        num_cached = int(is_image[:, :-num_new].sum()) // self.num_image_token
         new_images = {}
         for name, tiles in images.items():
             if tiles is not None and len(tiles) == num_tiles:
@@ -807,12 +687,22 @@ def check_inputs(
     """Check that exactly one of input_ids and inputs_embeds is given, and images at most once."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Exactly one of input_ids and inputs_embeds must be given.")
-    if inputs_embeds is not None and (pixel_values is not None or image_features is not None):
-        raise ValueError(
-            "Images go with input_ids; inputs_embeds has their features already: see embed()."
-        )
     if pixel_values is not None and image_features is not None:
         raise ValueError("Give pixel_values or their features, not both.")
+
+
+def check_forward_keywords(keywords: dict[str, Any]) -> None:
+    """Say what becomes of keywords that `forward` does not name: a warning for unknown ones.
+
+    Raises:
+        ValueError: an input of a related model that this one does not have.
+    """
+    for name, value in keywords.items():
+        if value is None or name in OTHER_INPUTS:
+            continue
+        if name in INPUTS_OF_OTHER_MODELS:
+            raise ValueError(f"forward() has no {name}: {INPUTS_OF_OTHER_MODELS[name]}.")
+        logger.warning_once(f"forward() does not know {name}; it has no effect on this model.")
 
 
 def next_token_loss(

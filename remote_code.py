@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # static tools do not follow __path__; to them the files are 
     import decoding as decoding
     import device_map as device_map
     import generation as generation
+    import image_features as image_features
     import loading as loading
     import modeling_intern_vit as modeling_intern_vit
     import modeling_skywork_chat as modeling_skywork_chat

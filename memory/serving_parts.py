@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from memory import sizes
-from remote_code import configuration_skywork_chat, loading, modeling_skywork_chat
+from remote_code import configuration_skywork_chat, image_features, loading
 
 DTYPE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # Bytes of a weight in the decoder layers if they are quantized while loading; None is the dtype's.
@@ -204,7 +204,7 @@ def _activations(
     Images are encoded before the prompt is read, so the two are not needed at the same time.
     """
     llm = config.llm_config
-    positions = modeling_skywork_chat.POSITIONS_PER_CHUNK
+    positions = image_features.POSITIONS_PER_CHUNK
     encoding = sizes.vision_working_bytes(config.vision_config, positions, settings.dtype_bytes)
     # The residual stream and its norm; gate, up and their product
     values_per_token = 2 * llm.hidden_size + 3 * llm.intermediate_size

@@ -68,10 +68,10 @@ class Totals:
 
 
 def python_files(path: Path) -> list[Path]:
-    """The Python files of a file or folder; links are left out."""
+    """The Python files of a file or folder."""
     if path.is_file():
         return [path]
-    return sorted(file for file in path.rglob("*.py") if not file.is_symlink())
+    return sorted(path.rglob("*.py"))
 
 
 def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:

@@ -281,4 +281,4 @@ def test_an_image_without_those_before_it_is_warned_of(caplog):
         conversation.add_image_placeholders(
             "<image>\nAnd this?", [(conversation.Question("<image>\nWhat?", 1), "x")], 1
         )
-    assert "the history accounts for all 1 images" in caplog.text
+    assert "1 <image> and 0 images (of 1 given the history accounts for 1)" in caplog.text

@@ -25,7 +25,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from remote_code import configuration_skywork_chat, loading, modeling_skywork_chat
+from remote_code import checkpoint_files, configuration_skywork_chat, loading, modeling_skywork_chat
 from tests import checkpoints, comparison
 
 OPTIONS = {"torch_dtype": torch.float32, "trust_remote_code": True}
@@ -536,8 +536,16 @@ def test_peak_memory_of_loading(tmp_path):
     assert peak <= 1.15 * size + 0.5e9, f"{peak / 1e9:.2f} GB for {size / 1e9:.2f} GB"
 
 
-def test_the_nano_repository_holds_no_second_copy_of_the_code():
-    for name in (*checkpoints.CODE, "chat_template.jinja", "preprocessor"):
-        link = checkpoints.NANO / name
-        assert link.is_symlink() and link.resolve() == (checkpoints.ROOT / name).resolve()
+def test_the_code_in_the_nano_repository_is_that_of_this_one():
+    """Copies, so that it is a repository wherever it is copied; `make nano-code` renews them."""
+    needed = {*checkpoints.CODE, "chat_template.jinja"}
+    needed |= {name for name in checkpoint_files.SUPPORT_FILES if name.startswith("preprocessor/")}
+    for name in needed:
+        copied = checkpoints.NANO / name
+        assert not copied.is_symlink() and not copied.parent.is_symlink()
+        assert copied.read_bytes() == (checkpoints.ROOT / name).read_bytes(), "run make nano-code"
+    code = {
+        path.relative_to(checkpoints.NANO).as_posix() for path in checkpoints.NANO.rglob("*.py")
+    }
+    assert code == {name for name in needed if name.endswith(".py")}
     assert Path(checkpoints.NANO / "model.safetensors").stat().st_size <= 25_000_000

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from benchmarks import models
 from memory import serving, serving_parts, serving_plan, sizes
 from memory.serving_parts import ServingSettings
-from remote_code import device_map, loading, modeling_skywork_chat
+from remote_code import device_map, image_features, loading, modeling_skywork_chat
 from tests import checkpoints
 
 GB = 1e9
@@ -206,10 +206,10 @@ import json, sys
 from functools import partial
 import torch
 from benchmarks import measure, models
-from remote_code import modeling_skywork_chat as modeling
+from remote_code import image_features
 
 tiles, tokens = int(sys.argv[2]), int(sys.argv[3])
-modeling.POSITIONS_PER_CHUNK_ON_CPU = tiles * 1025  # in chunks, as on a GPU
+image_features.POSITIONS_PER_CHUNK_ON_CPU = tiles * 1025  # in chunks, as on a GPU
 model = models.build_ours(models.build_config(**json.loads(sys.argv[1])))
 torch.manual_seed(0)
 pixels = torch.randn(tiles, 3, 448, 448)
@@ -265,7 +265,7 @@ class TestAgainstMeasuredMemory:
         assert held == parts["KV cache"]
 
     def test_encoding_tiles(self, config, measured):
-        in_chunk = modeling_skywork_chat.POSITIONS_PER_CHUNK // 1025
+        in_chunk = image_features.POSITIONS_PER_CHUNK // 1025
         planned = by_name(self.parts(config, 1))["activations"] * self.TILES / in_chunk
         assert 0.5 < planned / measured["encoding tiles"] < 2, (planned, measured)
 

@@ -289,25 +289,32 @@ def test_images_that_do_not_match_show_both_numbers(golden_model, tiles, numbers
     assert all(number in str(error.value) for number in numbers)
 
 
-@pytest.mark.parametrize("twice", [True, False])
-def test_images_that_would_be_ignored_are_an_error(golden_model, twice):
-    """Beside embeddings, which have their features already, or beside features."""
+def test_images_twice_are_an_error(golden_model):
     inputs = checkpoints.golden("inputs")
     pixels, ids = inputs["pixel_values"], inputs["input_ids"]
     features = golden_model.extract_feature(pixels)
-    if twice:
-        given, message = {"input_ids": ids}, "not both"
-        more = ({"visual_features": features}, {"image_features": features})
-    else:
-        given, message = (
-            {"inputs_embeds": golden_model.get_input_embeddings()(ids)},
-            "Images go with input_ids",
-        )
-        more = ({}, {})
-    with pytest.raises(ValueError, match=message):
-        golden_model.generate(pixel_values=pixels, **given, **more[0], max_new_tokens=1)
-    with pytest.raises(ValueError, match=message):
-        golden_model(pixel_values=pixels, **given, **more[1])
+    with pytest.raises(ValueError, match="not both"):
+        golden_model.generate(pixel_values=pixels, input_ids=ids, visual_features=features)
+    with pytest.raises(ValueError, match="not both"):
+        golden_model(pixel_values=pixels, input_ids=ids, image_features=features)
+
+
+def test_images_beside_embeddings(golden_model):
+    """As in transformers' own models, image tokens are known by their embedding.
+
+    Bit for bit: the same features go to the same places.
+    """
+    prompt = golden_prompt()
+    embeds = golden_model.get_input_embeddings()(prompt["input_ids"])
+    given = {name: value for name, value in prompt.items() if name != "input_ids"}
+    with torch.no_grad():
+        expected = golden_model(**prompt).logits
+        assert torch.equal(golden_model(inputs_embeds=embeds, **given).logits, expected)
+    ids = golden_model.generate(**prompt, max_new_tokens=4)
+    assert torch.equal(golden_model.generate(inputs_embeds=embeds, **given, max_new_tokens=4), ids)
+    filled = golden_model.embed(prompt["input_ids"], prompt["pixel_values"])
+    with pytest.raises(ValueError, match="0 image tokens"):
+        golden_model(inputs_embeds=filled, **given)
 
 
 def test_images_without_tokens_are_an_error(golden_model):
@@ -326,9 +333,8 @@ def test_chunks_of_tiles_change_nothing_and_bound_the_work(golden_model, monkeyp
     with hook, torch.no_grad():
         whole = golden_model.extract_feature(pixel_values)
         assert sizes == [23]
-        monkeypatch.setattr(
-            sys.modules[type(golden_model).__module__], "POSITIONS_PER_CHUNK_ON_CPU", 5 * 17
-        )
+        features = sys.modules[type(golden_model).extract_feature.__module__]
+        monkeypatch.setattr(features, "POSITIONS_PER_CHUNK_ON_CPU", 5 * 17)
         chunked = golden_model.extract_feature(pixel_values)
     assert sizes == [23, 5, 5, 5, 5, 3]
     # As close as the golden files ask for, and no two tiles are that close to each other

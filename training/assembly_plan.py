@@ -392,7 +392,7 @@ class AssemblyPlan:
         fields = {name: value for name, value in self.vision.config.items() if name in known}
         return fields | {
             "model_type": "skywork_vision",
-            "architectures": ["SkyworkVisionModel"],
+            "architectures": ["InternVisionModel"],
             "torch_dtype": dtype,
         }
 

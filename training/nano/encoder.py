@@ -246,7 +246,7 @@ def save_progress(vision: nn.Module, heads: Heads, folder: Path, step: int) -> N
 
 def save(vision: nn.Module, folder: Path) -> None:
     """The encoder as a checkpoint of its own."""
-    config = {**CONFIG, "architectures": ["SkyworkVisionModel"]}
+    config = {**CONFIG, "architectures": ["InternVisionModel"]}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     write_weights(vision, folder / "model.safetensors", torch.bfloat16)
 

@@ -39,7 +39,7 @@ import torch
 
 from evaluation import nano as evaluation
 from training import assemble, select
-from training.nano import data, encoder, text
+from training.nano import code, data, encoder, text
 from training.nano.loop import FAST_DTYPE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,12 +335,12 @@ class Pipeline:
         return "\n".join(lines)
 
     def install(self, target: Path = ROOT / "nano") -> None:
-        """Put the aligned model's own files (not the code, which nano/ links to) into nano/."""
+        """Put the aligned model's own files, and the code as it is now, into nano/."""
         source = self.folder / "final"
         for path in source.iterdir():
-            destination = target / path.name
-            if path.is_file() and not destination.is_symlink():
-                shutil.copyfile(path, destination)
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+        code.copy_to(target)
 
 
 def _read_json_if_there(path: Path) -> dict[str, Any]:

@@ -1,0 +1,139 @@
+"""Chat messages as people write them, for the chat template and the image processor.
+
+The template marks control tokens that somebody typed; `split_at_marks` cuts a rendered text there.
+
+This file imports no sibling: before 5.9 transformers copies only the files that the processor
+imports itself. The names of the tokens are those of conversation.py, which cannot be imported from
+this folder, since transformers resolves relative imports of remote code within a folder.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+IMAGE_PLACEHOLDER = "<image>"
+IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+# The mark that the chat template puts behind the first character of a control token that is text.
+# It is a private-use character and only recognised inside a control token, so that no other text
+# changes.
+MARK = "\ue0c5"
+# The types of a content part that is a text, and those of one that is an image: of transformers, of
+# OpenAI's two interfaces, and of llama.cpp's and Qwen's examples.
+TEXT_TYPES = ("text", "input_text", "output_text")
+IMAGE_TYPES = ("image", "image_url", "input_image", "image_pil", "Image")
+# The keys under which an image part has its image. A part without a type is known by its keys.
+IMAGE_KEYS = ("image", "url", "path", "base64", "image_url", "image_pil", "Image")
+
+
+def split_at_marks(text: str, control_tokens: Iterable[str]) -> list[str]:
+    """The parts of a text, cut inside each marked control token; the marks are left out.
+
+    Args:
+        control_tokens: the tokenizer's added tokens; `<image>` counts besides.
+    """
+    tokens = [*control_tokens, IMAGE_PLACEHOLDER]
+    before = "|".join(sorted({re.escape(token[0]) for token in tokens}))
+    after = "|".join(re.escape(token[1:]) for token in tokens)
+    return re.split(f"(?<={before}){MARK}(?={after})", text)
+
+
+def flatten_images(images: Any) -> list:
+    """One list of images from an image, a list, or a list of lists.
+
+    None stands for a sample without images, and an array or a tensor with four dimensions for as
+    many images as its first has.
+    """
+    if images is None:
+        return []
+    if getattr(images, "ndim", 0) == 4:
+        return list(images)
+    if not isinstance(images, (list, tuple)):
+        return [images]
+    return [image for entry in images for image in flatten_images(entry)]
+
+
+def read_messages(
+    messages: Iterable[dict[str, Any]], must_have_images: bool
+) -> tuple[list[dict[str, Any]], list]:
+    """Messages for the chat template, and the images of all their content parts, in order.
+
+    Args:
+        messages: `{"role", "content"}` and what else a message has.
+        must_have_images: whether an image part without an image is an error. A bare placeholder,
+            whose image is passed separately, is enough to render a text.
+
+    Returns:
+        Copies of the messages, whose parts are `{"type": "text", "text"}` or `{"type": "image"}`;
+        and the images, in any form that the image processor opens.
+
+    Raises:
+        ValueError: a message without a role, content or a part of an unknown kind, or a part
+            without its image.
+    """
+    plain = []
+    images = []
+    for message in messages:
+        if not isinstance(message, dict) or "role" not in message:
+            raise ValueError(f"{_shown(message)} is no message: expected a dict with a role.")
+        content = message.get("content")
+        if content is None or isinstance(content, str):
+            plain.append(dict(message))
+            continue
+        if isinstance(content, dict) or not isinstance(content, Iterable):
+            raise ValueError(
+                f"The content of a message is {_shown(content)}: expected a string or a list of "
+                "parts."
+            )
+        parts = []
+        for part in content:
+            plain_part, image = _read_part(part)
+            parts.append(plain_part)
+            if image is not None:
+                images.append(image)
+            elif must_have_images and plain_part["type"] == "image":
+                raise ValueError(
+                    f"The part {_shown(part)} has no image: give it one under one of "
+                    f"{', '.join(IMAGE_KEYS)}."
+                )
+        plain.append({**message, "content": parts})
+    return plain, images
+
+
+def _read_part(part: Any) -> tuple[dict[str, Any], Any]:
+    """A content part for the template, and its image, which is None for a text or a placeholder."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}, None
+    if not isinstance(part, dict):
+        raise ValueError(_unknown_part(part))
+    kind = part.get("type")
+    if kind in TEXT_TYPES or (kind is None and "text" in part):
+        if not isinstance(part.get("text"), str):
+            raise ValueError(f"The part {_shown(part)} is a text: expected a string under 'text'.")
+        return {"type": "text", "text": part["text"]}, None
+    if kind in IMAGE_TYPES or (kind is None and any(key in part for key in IMAGE_KEYS)):
+        return {"type": "image"}, _image_of_part(part)
+    raise ValueError(_unknown_part(part))
+
+
+def _image_of_part(part: dict[str, Any]) -> Any:
+    """The image of a content part, or None for a bare placeholder."""
+    value = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
+    if isinstance(value, dict) and isinstance(value.get("url"), str):
+        return value["url"]  # of the OpenAI API; a dict of `datasets` is opened as it is
+    return value
+
+
+def _unknown_part(part: Any) -> str:
+    return (
+        f"{_shown(part)} is a content part of an unknown kind: expected a text (type "
+        f"{', '.join(TEXT_TYPES)}, under 'text') or an image (type {', '.join(IMAGE_TYPES)}, under "
+        f"one of {', '.join(IMAGE_KEYS)})."
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as an error message shows it, with its long texts cut short."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:120]}…"
