@@ -39,7 +39,8 @@ from .generation import (
     AnswerStream,
     GenerationInterrupted,
     GenerationMonitor,
-    check_single_answer,
+    SuppressedTokens,
+    check_chat_options,
     copied_keywords,
     make_thinking_budget,
     requested_setting,
@@ -393,7 +394,7 @@ class ChatMixin:
             given = self.generation_config
         config = given if isinstance(given, GenerationConfig) else None
         keywords = copied_keywords(given)
-        check_single_answer(keywords, config)
+        check_chat_options(keywords, config)
         set_stop_and_pad_tokens(keywords, config, tokenizer, self.conv_template)
         context = self.config.llm_config.max_position_embeddings
         max_new_tokens = set_length(keywords, config, longest, context)
@@ -404,6 +405,9 @@ class ChatMixin:
                 tokenizer, self.conv_template, options.thinking_budget, max_new_tokens
             )
             _append(keywords, "logits_processor", budget)
+        image_tokens = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, self.conv_template.begin)
+        ids = {token_id(tokenizer, token) for token in image_tokens} - {None}
+        _append(keywords, "logits_processor", SuppressedTokens(sorted(ids)))
         _append(keywords, "stopping_criteria", options.monitor)
         if requested_setting(keywords, config, "stop_strings"):
             keywords.setdefault("tokenizer", tokenizer)

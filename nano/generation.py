@@ -36,6 +36,43 @@ from .transformers_compat import (
 
 logger = logging.get_logger(__name__)
 
+# Options of transformers' generate that need the ids of the prompt, with the value that leaves each
+# off beside None and False.
+NEEDS_PROMPT_IDS = {
+    "assistant_early_exit": None,
+    "assistant_model": None,
+    "constraints": None,
+    "dola_layers": None,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "force_words_ids": None,
+    "guidance_scale": 1.0,
+    "is_assistant": None,
+    "penalty_alpha": None,
+    "prefill_chunk_size": None,
+    "token_healing": None,
+    "use_mtp": None,
+}
+# Options that ask for something beside the text of an answer.
+OUTPUTS_BESIDE_TEXT = (
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "return_dict_in_generate",
+)
+# Keywords of generate() that chat() makes itself.
+MADE_BY_CHAT = (
+    "attention_mask",
+    "generation_config",
+    "image_token_id",
+    "input_ids",
+    "inputs_embeds",
+    "negative_prompt_ids",
+    "pixel_values",
+    "visual_features",
+)
+
 
 class ThinkingBudget(LogitsProcessor):
     """Closes the thinking of every row that has not closed it by itself after so many tokens.
@@ -246,6 +283,44 @@ def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Conversation) -> lis
         if stop is not None:
             stops.append(stop)
     return stops or [tokenizer.eos_token_id]
+
+
+def check_prompt_free(keywords: dict[str, Any], config: GenerationConfig | None) -> None:
+    """Check that no option needs the ids of the prompt, of which the decoder gets embeddings.
+
+    Raises:
+        ValueError: with the option's name.
+    """
+    for name, neutral in NEEDS_PROMPT_IDS.items():
+        value = requested_setting(keywords, config, name)
+        if value is not None and value is not False and value != neutral:
+            raise ValueError(
+                f"{name}={value!r} needs the token ids of the prompt, and here the decoder gets "
+                "embeddings: load the checkpoint with AutoModelForImageTextToText, whose "
+                "generate() gets ids."
+            )
+
+
+def check_chat_options(keywords: dict[str, Any], config: GenerationConfig | None) -> None:
+    """Check that the options of a chat can have an effect on its answer.
+
+    Raises:
+        ValueError: with the option's name.
+    """
+    check_single_answer(keywords, config)
+    check_prompt_free(keywords, config)
+    for name in OUTPUTS_BESIDE_TEXT:
+        if requested_setting(keywords, config, name):
+            raise ValueError(
+                f"{name}=True has no effect on an answer, which is a text: call generate() for "
+                "more than the text."
+            )
+    for name in MADE_BY_CHAT:
+        if keywords.get(name) is not None:
+            raise ValueError(
+                f"{name} is made of the question and its images here: leave it out, or call "
+                "generate()."
+            )
 
 
 def check_single_answer(keywords: dict[str, Any], config: GenerationConfig | None) -> None:

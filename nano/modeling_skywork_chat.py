@@ -43,7 +43,12 @@ from .configuration_skywork_chat import SkyworkChatConfig
 from .conversation import get_conv_template
 from .decoding import generate_from_embeddings, one_static_cache_at_a_time, with_compiled_decoding
 from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
-from .generation import CandidatesWithoutImages, fit_into_context, guarded_processors
+from .generation import (
+    CandidatesWithoutImages,
+    check_prompt_free,
+    fit_into_context,
+    guarded_processors,
+)
 from .image_features import ImageFeatureMixin
 from .loading import (
     bytes_per_parameter,
@@ -514,6 +519,7 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase, GenerationMixin):
                 numbers.
         """
         check_inputs(input_ids, inputs_embeds, pixel_values, visual_features)
+        check_prompt_free(generate_kwargs, generation_config)
         if attention_mask is not None:
             longest = int(attention_mask.sum(dim=-1).max())
         else:
