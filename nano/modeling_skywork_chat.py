@@ -121,6 +121,9 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
         resolve_attention_of_config(config, None, use_flash_attn, torch.get_default_dtype())
         super().__init__(config)
         share_attention(config)
+        # By this name Trainer knows not to count the label at the first position, which no loss
+        # sees. transformers takes it from the class's name, and has none for `SkyworkChatModel`.
+        self.loss_type = "ForCausalLM"
         if vision_model is None:
             vision_model = SkyworkVisionModel(config.vision_config)
         if language_model is None:
@@ -427,8 +430,6 @@ class SkyworkChatModel(ChatMixin, SkyworkModelBase, GenerationMixin):
         system_message: the system message of every conversation; empty, as in training, unless a
             script sets it.
     """
-
-    main_input_name = "pixel_values"
 
     def __init__(
         self,
