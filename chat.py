@@ -27,6 +27,7 @@ from .conversation import (
     IMAGE_CONTEXT,
     IMAGE_END,
     IMAGE_START,
+    IMAGE_TOKENS,
     Conversation,
     Question,
     add_image_placeholders,
@@ -405,8 +406,8 @@ class ChatMixin:
                 tokenizer, self.conv_template, options.thinking_budget, max_new_tokens
             )
             _append(keywords, "logits_processor", budget)
-        image_tokens = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT, self.conv_template.begin)
-        ids = {token_id(tokenizer, token) for token in image_tokens} - {None}
+        tokens_of_prompts = (*IMAGE_TOKENS, self.conv_template.begin)
+        ids = {token_id(tokenizer, token) for token in tokens_of_prompts} - {None}
         _append(keywords, "logits_processor", SuppressedTokens(sorted(ids)))
         _append(keywords, "stopping_criteria", options.monitor)
         if requested_setting(keywords, config, "stop_strings"):
@@ -456,10 +457,9 @@ def left_pad(
 
 def _check_image_tokens(*tokens: str) -> None:
     """Check that the model card's keywords name the tokens that the templates write."""
-    expected = (IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
-    if tokens != expected:
+    if tokens != IMAGE_TOKENS:
         raise ValueError(
-            f"The image tokens {tokens} were given; this model's are {expected}: leave the "
+            f"The image tokens {tokens} were given; this model's are {IMAGE_TOKENS}: leave the "
             "keywords out."
         )
 

@@ -19,6 +19,13 @@ from transformers import AutoImageProcessor
 from .conversation import IMAGE_PLACEHOLDER
 from .transformers_compat import LOADS_CLASSES_FROM_FOLDERS
 
+# How images are tiled stands in config.json and in preprocessor_config.json.
+SETTINGS_IN_BOTH_FILES = (
+    "dynamic_image_size",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "use_thumbnail",
+)
 # Turns a list of images into pixel values (tiles, channels, side, side) and the tiles of each
 # image.
 Tiler = Callable[[list], "tuple[torch.Tensor, list[int]]"]
@@ -247,4 +254,15 @@ def load_image_processor(model: Any) -> Any:
             "This model was not loaded from a repository, so it has no image processor for images: "
             "pass pixel_values."
         )
-    return AutoImageProcessor.from_pretrained(source, trust_remote_code=True, **model.hub_keywords)
+    processor: Any = AutoImageProcessor.from_pretrained(
+        source, trust_remote_code=True, **model.hub_keywords
+    )
+    for name in SETTINGS_IN_BOTH_FILES:
+        of_config = getattr(model.config, name)
+        of_processor = getattr(processor, name)
+        if of_config != of_processor:
+            raise ValueError(
+                f"{name} is {of_config} in config.json, which engines read, and {of_processor} in "
+                "preprocessor_config.json, by which images are tiled here: make both the same."
+            )
+    return processor

@@ -293,9 +293,16 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
 
     @property
     def never_generated_ids(self) -> list[int]:
-        """The tokens that stand in prompts only: of images, and the one that begins a text."""
-        ids = {self.img_context_token_id, self.config.llm_config.bos_token_id}
-        return sorted(token for token in ids if token is not None)
+        """The tokens that stand in prompts only: of images, and the one that begins a text.
+
+        The latter is that of the generation config. A Qwen2's own configuration names the end of a
+        text there, which has to be written.
+        """
+        begin = self.generation_config.bos_token_id
+        stops = self.generation_config.eos_token_id
+        stops = stops if isinstance(stops, (list, tuple)) else [stops]
+        ids = [self.img_context_token_id]
+        return ids if begin is None or begin in stops else [*ids, begin]
 
     @property
     def base_model(self) -> Backbone:

@@ -11,6 +11,7 @@ with no arguments is a complete 38B configuration, because transformers builds o
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import PretrainedConfig, Qwen2Config
@@ -31,6 +32,32 @@ DERIVED_FIELDS = (
     "num_image_token",
     "shuffle_factor",
     "num_vision_layers_used",
+)
+
+VISION_COUNTS = (
+    "num_channels",
+    "patch_size",
+    "image_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+)
+VISION_NUMBERS = (
+    "layer_norm_eps",
+    "dropout",
+    "attention_dropout",
+    "drop_path_rate",
+    "initializer_factor",
+)
+LANGUAGE_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "num_hidden_layers",
+    "max_position_embeddings",
 )
 
 # DeepSeek-R1-Distill-Qwen-32B, where it differs from the defaults of Qwen2Config.
@@ -118,6 +145,8 @@ class SkyworkVisionConfig(PretrainedConfig):
         self._check_fields()
 
     def _check_fields(self) -> None:
+        check_counts(self, VISION_COUNTS, "vision_config: ")
+        check_numbers(self, VISION_NUMBERS, "vision_config: ")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"vision_config: hidden_size={self.hidden_size} is not divisible by "
@@ -282,6 +311,11 @@ class SkyworkChatConfig(PretrainedConfig):
         return output
 
     def _check_fields(self) -> None:
+        check_counts(self.llm_config, LANGUAGE_COUNTS, "llm_config: ")
+        check_counts(self, ("min_dynamic_patch", "max_dynamic_patch"))
+        check_numbers(self, ("downsample_ratio", "select_layer", "image_token_id"))
+        if self.force_image_size is not None:
+            check_counts(self, ("force_image_size",))
         vision = self.vision_config
         if self.tile_size % vision.patch_size:
             raise ValueError(
@@ -322,6 +356,33 @@ class SkyworkChatConfig(PretrainedConfig):
 
     __eq__ = SkyworkVisionConfig.__eq__
     __hash__ = None
+
+
+def check_counts(config: Any, names: Iterable[str], where: str = "") -> None:
+    """Check that fields are whole numbers from 1 on.
+
+    Args:
+        where: what stands in front of a field's name in the message.
+
+    Raises:
+        ValueError: with the field's name and value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}{name}={value!r}: expected a whole number from 1 on.")
+
+
+def check_numbers(config: Any, names: Iterable[str], where: str = "") -> None:
+    """Check that fields are numbers.
+
+    Raises:
+        ValueError: with the field's name and value.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{where}{name}={value!r}: expected a number.")
 
 
 def portable_language_config(fields: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from transformers import (
 )
 
 from preprocessor.image_loading import open_image
+from preprocessor.image_settings import OPENING_NAMES
 from remote_code import conversation, generation
 from serving.question_file import Entry, Question, answer_entry, error_entry
 
+NEVER = -100.0  # a bias on the logit of a token
 # vLLM schedules within a call: the answers of a call are on disk when all of it is done, and until
 # then its images are in memory.
 QUESTIONS_PER_CALL = 256
@@ -164,7 +166,7 @@ class VllmEngine:
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
         self.refusals = _errors_of_refusals()
-        self.opening = (processor.apply_exif_orientation, processor.alpha)
+        self.opening = {name: getattr(processor, name) for name in OPENING_NAMES}
         self.template = conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
         self.llm = vllm.LLM(
@@ -175,7 +177,12 @@ class VllmEngine:
             limit_mm_per_prompt={"image": max_images},
             **llm_options,
         )
-        self.sampling = vllm.SamplingParams(temperature=0, max_tokens=max_new_tokens)
+        # vLLM does not know that a model must not write tokens of images.
+        tokens = (*conversation.IMAGE_TOKENS, self.template.begin)
+        ids = {conversation.token_id(self.tokenizer, token) for token in tokens} - {None}
+        self.sampling = vllm.SamplingParams(
+            temperature=0, max_tokens=max_new_tokens, logit_bias=dict.fromkeys(ids, NEVER)
+        )
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Entry]:
         """Entries, in calls of at most `QUESTIONS_PER_CALL` questions and `IMAGES_PER_CALL` images.
@@ -222,7 +229,7 @@ class VllmEngine:
         ids = prompt_ids_for_vllm(self.tokenizer, self.template, question)
         if not question["images"]:
             return {"prompt_token_ids": ids}
-        images = [open_image(path, *self.opening) for path in question["images"]]
+        images = [open_image(path, **self.opening) for path in question["images"]]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
 
 

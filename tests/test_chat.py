@@ -6,7 +6,9 @@ its answers are those of single calls up to a tie (tests/comparison.py).
 """
 
 import copy
+import json
 import re
+import shutil
 import sys
 import threading
 
@@ -14,7 +16,12 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
-from transformers import GenerationConfig, PreTrainedTokenizerFast, TextIteratorStreamer
+from transformers import (
+    AutoModel,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    TextIteratorStreamer,
+)
 
 from remote_code import conversation
 from tests import checkpoints, comparison
@@ -526,3 +533,17 @@ def test_one_image_is_no_list_of_entries(nano_model, nano_tokenizer, images):
         match="expected pixel_values, or a list with an entry for each of the 5 questions",
     ):
         nano_model.batch_chat(nano_tokenizer, images, ["?"] * 5, GREEDY)
+
+
+def test_settings_of_tiles_that_differ_between_files_are_an_error(nano_tokenizer, tmp_path):
+    """Engines read config.json, and chat() tiles by preprocessor_config.json."""
+    folder = tmp_path / "nano"
+    shutil.copytree(checkpoints.NANO, folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tiles = config["max_dynamic_patch"]
+    config["max_dynamic_patch"] = tiles + 1
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    image = str(checkpoints.ROOT / "examples" / "image1.jpg")
+    with pytest.raises(ValueError, match=f"max_dynamic_patch is {tiles + 1} in config.json"):
+        model.chat(nano_tokenizer, image, "What?", {"max_new_tokens": 1})

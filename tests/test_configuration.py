@@ -205,3 +205,31 @@ def test_other_config_objects_are_read_as_internvit():
 def test_a_wrong_type_is_named(part):
     with pytest.raises(TypeError, match=part):
         SkyworkChatConfig(**{part: 7})
+
+
+@pytest.mark.parametrize("field", [
+    "vision_config.hidden_size", "vision_config.image_size", "vision_config.patch_size",
+    "vision_config.num_attention_heads", "vision_config.num_hidden_layers",
+    "vision_config.intermediate_size", "vision_config.num_channels", "llm_config.hidden_size",
+    "llm_config.num_attention_heads", "llm_config.num_key_value_heads", "llm_config.vocab_size",
+    "llm_config.num_hidden_layers", "llm_config.intermediate_size",
+    "llm_config.max_position_embeddings", "force_image_size", "min_dynamic_patch",
+    "max_dynamic_patch", "downsample_ratio",
+])  # fmt: skip
+@pytest.mark.parametrize("value", [0, -1, "text"])
+def test_zero_and_text_values_are_named(field, value):
+    """Before anything is computed with them; a text in a Qwen2 is named by transformers."""
+    fields = json.loads((checkpoints.NANO / "config.json").read_text(encoding="utf-8"))
+    *parts, name = field.split(".")
+    changed = fields
+    for part in parts:
+        changed = changed[part]
+    changed[name] = value
+    with pytest.raises(Exception, match=name):
+        configuration_skywork_chat.SkyworkChatConfig(**fields)
+
+
+@pytest.mark.parametrize("name", ["layer_norm_eps", "dropout", "initializer_factor"])
+def test_text_in_place_of_a_number_is_named(name):
+    with pytest.raises(ValueError, match=f"vision_config: {name}='text': expected a number"):
+        configuration_skywork_chat.SkyworkVisionConfig(**{name: "text"})

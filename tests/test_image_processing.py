@@ -568,3 +568,12 @@ def test_channels_first_arrays_are_named():
     assert (
         len(SkyworkImageProcessor()(torch.zeros(3, 40, 50, dtype=torch.uint8))["pixel_values"]) >= 1
     )
+
+
+@pytest.mark.parametrize("settings", [
+    {"image_std": [0.2, 0, 0.2]}, {"image_std": [0.2, "0.2", 0.2]}, {"image_std": 0.5},
+    {"image_mean": [0.5, 0.5]}, {"size": 0}, {"size": "448"}, {"size": -448},
+])  # fmt: skip
+def test_settings_that_would_give_no_pixels_are_named(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        SkyworkImageProcessor(**settings)

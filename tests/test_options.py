@@ -6,6 +6,8 @@ import pytest
 import torch
 from transformers import AutoModel, GenerationConfig, LogitsProcessor
 
+from memory import sizes as memory_sizes
+from remote_code import configuration_skywork_chat
 from tests import checkpoints
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
@@ -128,6 +130,17 @@ class TestImageTokensAreNeverWritten:
                 written = model.generate(input_ids=ids, **options, **sampling)
                 new = written[:, 3:] if model is nano_standard else written
                 assert not {1023, 1002} & set(new.flatten().tolist())
+
+    def test_the_end_of_a_text_is_not_among_them(self, root_config):
+        """The 38B model's llm_config names it as the token that begins a text."""
+        assert root_config.llm_config.bos_token_id == root_config.llm_config.eos_token_id
+        config = configuration_skywork_chat.SkyworkChatConfig(**root_config.to_dict())
+        model = memory_sizes.model_without_weights(config)
+        published = GenerationConfig.from_pretrained(checkpoints.ROOT)
+        for generation_config in (model.generation_config, published):
+            model.generation_config = generation_config
+            assert root_config.llm_config.eos_token_id not in model.never_generated_ids
+            assert root_config.image_token_id in model.never_generated_ids
 
     def test_in_chat(self, nano_model, nano_tokenizer, eager_to_draw):
         """All of the images' tokens there, whose ids the tokenizer has."""

@@ -13,6 +13,7 @@ import base64
 import functools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -214,6 +215,65 @@ def test_64_requests_at_once(server, expected):
     assert len(answers) == 64
     for name, answer in zip(names, answers):
         greedy.assert_same_tokens(answer.choices[0].token_ids, expected[name][1], ignored=(END,))
+
+
+# What a user may type: control tokens, whole or in halves, and an image's placeholder.
+TYPED = [
+    "</think>", "<think>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>",
+    "<IMG_CONTEXT>", "<img>", "</img>", "<image>", "<|EOT|>", "<thi", "nk>", "a", "\n",
+]  # fmt: skip
+
+
+def typed_conversation(rng, with_image, harmless):
+    """A conversation of every role whose texts are random, or the word "a"."""
+
+    def text():
+        words = "".join(rng.choices(TYPED, k=4))
+        return "a" if harmless else words
+
+    system, first, second, third, answer = (text() for _ in range(5))
+    content = [{"type": "text", "text": first}, {"type": "text", "text": second}]
+    if with_image:
+        content.insert(1, image_part("calculation_1"))
+    return [
+        {"role": "system", "content": system},
+        {"role": "user", "content": content},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": third},
+    ]
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_typed_control_tokens_are_text(server, with_image):
+    """The server's prompt has the control tokens of the same conversation with harmless words.
+
+    With an image, a typed `<image>` takes no picture's place.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
+    control = set(tokenizer.get_added_vocab().values())
+    rng = random.Random(0)
+
+    async def ask_all():
+        async with openai.AsyncOpenAI(base_url=server, api_key="none", timeout=300) as client:
+            harmless = typed_conversation(rng, with_image, harmless=True)
+            chats = [harmless, *(typed_conversation(rng, with_image, False) for _ in range(60))]
+            calls = [
+                client.chat.completions.create(
+                    model="nano",
+                    messages=messages,
+                    max_tokens=1,
+                    extra_body={"return_token_ids": True},
+                )
+                for messages in chats
+            ]
+            return await asyncio.gather(*calls)
+
+    expected, *found = [
+        [token for token in answer.prompt_token_ids if token in control]
+        for answer in asyncio.run(ask_all())
+    ]
+    assert len(found) == 60
+    assert all(tokens == expected for tokens in found)
 
 
 def test_more_images_than_allowed_is_a_clear_error(server):

@@ -62,8 +62,13 @@ class SkyworkImageProcessor(BaseImageProcessor):
         given = {name: kwargs.pop(name) for name in SETTING_NAMES if name in kwargs}
         super().__init__(**kwargs)
         self.size = _square_side(size)
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
+        self.image_mean = _channel_values("image_mean", image_mean)
+        self.image_std = _channel_values("image_std", image_std)
+        if min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_std={self.image_std}: pixels are divided by it, so three numbers above 0 "
+                "were expected."
+            )
         for name, value in dataclasses.asdict(ImageSettings(**given)).items():
             setattr(self, name, value)
 
@@ -258,6 +263,18 @@ def _floating_dtype(dtype: Any, as_numpy: bool) -> torch.dtype:
     return found
 
 
+def _channel_values(name: str, values: Any) -> list[float]:
+    """A number for each channel.
+
+    Raises:
+        ValueError: anything else, with the setting's name.
+    """
+    is_list = isinstance(values, (list, tuple)) and len(values) == 3
+    if not is_list or not all(isinstance(value, (int, float)) for value in values):
+        raise ValueError(f"{name}={values!r}: expected three numbers, one for each channel.")
+    return list(values)
+
+
 def _square_side(size: Any) -> int:
     """The side of a tile in pixels, from a number or from transformers' dict of edges."""
     if isinstance(size, dict) or hasattr(size, "items"):
@@ -267,4 +284,6 @@ def _square_side(size: Any) -> int:
                 f"size={dict(size)}: tiles are square, so one side in pixels was expected."
             )
         size = sides.pop()
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or size < 1:
+        raise ValueError(f"size={size!r}: expected the side of a tile in pixels.")
     return int(size)
