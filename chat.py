@@ -407,8 +407,9 @@ class ChatMixin:
             )
             _append(keywords, "logits_processor", budget)
         tokens_of_prompts = (*IMAGE_TOKENS, self.conv_template.begin)
-        ids = {token_id(tokenizer, token) for token in tokens_of_prompts} - {None}
-        _append(keywords, "logits_processor", SuppressedTokens(sorted(ids)))
+        found = [token_id(tokenizer, token) for token in tokens_of_prompts]
+        suppressed = SuppressedTokens([index for index in found if index is not None])
+        _append(keywords, "logits_processor", suppressed)
         _append(keywords, "stopping_criteria", options.monitor)
         if requested_setting(keywords, config, "stop_strings"):
             keywords.setdefault("tokenizer", tokenizer)

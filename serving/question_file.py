@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+import durable
 from remote_code import conversation
 
 KNOWN_KEYS = {"id", "question", "images", "system", "history"}
@@ -203,10 +204,7 @@ def read_answers(path: str | Path, questions: Sequence[Question]) -> dict[str, E
         earlier = entries.get(entry["id"])
         if "error" not in entry or earlier is None or "error" in earlier:
             entries[entry["id"]] = entry
-    temporary = path.with_name(path.name + ".tmp")
-    text = "".join(json_line(entry) for entry in entries.values())
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    durable.write_text(path, "".join(json_line(entry) for entry in entries.values()))
     return entries
 
 
@@ -217,16 +215,14 @@ def _read_entries(path: Path, asked: dict[str, str]) -> list[Entry]:
         path: of the file.
         asked: text of each question, by id.
     """
-    text = path.read_text(encoding="utf-8")
-    last_number = text.count("\n") + 1
     entries = []
-    for number, line in _numbered_lines(text):
+    for number, line in enumerate(durable.whole_lines(path), 1):
+        if not line.strip():
+            continue
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == last_number:  # it was being written when the run was killed
-                continue
+        except ValueError as error:  # no JSON, or no UTF-8
             raise LineError(f"{where}: not JSON ({error}); is this a file of answers?") from error
         _check_entry(entry, asked, where)
         entries.append(entry)

@@ -292,7 +292,7 @@ def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine.template = None
     engine.refusals = (ValueError, Refusal)
     engine.sampling = None
-    engine.opening = (True, "drop")
+    engine.opening = {}
     monkeypatch.setattr(
         engines, "prompt_ids_for_vllm", lambda tokenizer, template, question: [question["question"]]
     )

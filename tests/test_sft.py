@@ -24,7 +24,7 @@ from tests import checkpoints
 from training import recipe, select, sft
 from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
 from training.nano import data as nano_data
-from training.resume import last_checkpoint
+from training.resume import last_checkpoint, mark_complete
 from training.trainer import EpochSeededLengthSampler
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
@@ -388,8 +388,9 @@ def test_checkpoints_are_what_trainer_has_written(tmp_path):
     """A directory of the user's beside them is no checkpoint, and stays."""
     for name, state in (("checkpoint-9", 9), ("checkpoint-10", 10), ("checkpoint-11", None)):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": state}))
         if state:
-            (tmp_path / name / "trainer_state.json").write_text(json.dumps({"global_step": state}))
+            mark_complete(tmp_path / name)
     (tmp_path / "checkpoint-10-merged").mkdir()
     shutil.copytree(tmp_path / "checkpoint-10", tmp_path / "checkpoint-12-backup")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -26,8 +26,8 @@ import argparse
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import json
-import os
 import re
 import shutil
 import struct
@@ -39,6 +39,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import durable
 from remote_code import checkpoint_files
 from training.assembly_plan import AssemblyPlan, read_json
 
@@ -57,7 +58,18 @@ TILING_SETTINGS = (
 # Keys of tokenizer_config.json that describe the added tokens of tokenizer.json once more, which
 # would hide those that were appended.
 ADDED_TOKENS_KEYS = ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens")
-PLAN_FILE = "plan.json"  # what the files of an unfinished assembly belong to
+CODE_FILES = checkpoint_files.CODE_FILES
+# What else a repository needs beside its weights.
+SMALL_FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+INDEX_FILE = "model.safetensors.index.json"
 DISK_FULL = "the disk is full; free some space and run the same command again, whole files are kept"
 
 
@@ -86,43 +98,47 @@ def assemble(
         What was decided, a list of sentences.
 
     Raises:
-        FileExistsError: `output` exists.
+        FileExistsError: `output` exists and is not this assembly. One that is complete stays as it
+            is, and the notes say so.
         FileNotFoundError: a source is no checkpoint, or an incomplete one.
         ValueError: sources that do not fit each other; see `AssemblyPlan`.
         OSError: the disk is full; whole files stay in `output`.partial, and the same call goes on
             from there.
     """
     output = Path(output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists: name a new directory, or remove it.")
     plan = AssemblyPlan(vision, language_model, mlp1, dtype, seed, settings)
-    partial = output.with_name(output.name + ".partial")
-    open_partial(partial, json.dumps([plan.fingerprint(), max_shard_bytes]))
     shards = plan_shards(plan, max_shard_bytes)
+    if output.exists():
+        if any(not is_whole(shard, plan, output) for shard in shards):
+            raise FileExistsError(f"{output} exists: name a new directory, or remove it.")
+        if any(_is_missing(output / name) for name in (*CODE_FILES, *SMALL_FILES)):
+            write_small_files(shards, plan, output)
+        return [*plan.notes, f"{output} was complete already."]
+    partial = output.with_name(output.name + ".partial")
+    partial.mkdir(parents=True, exist_ok=True)
     write_shards(shards, plan, partial, description=output.name)
     with _explained_full_disk(partial):
-        if len(shards) > 1:
-            write_index(shards, plan, partial)
-        write_small_files(plan, partial)
-        # Last, because a directory with a config.json looks complete.
-        write_json(partial / "config.json", plan.config)
-    (partial / PLAN_FILE).unlink()
-    partial.replace(output)
+        write_small_files(shards, plan, partial)
+        _remove_other_files(shards, partial)
+        durable.replace_directory(partial, output)
     return plan.notes
 
 
-def open_partial(partial: Path, fingerprint: str) -> None:
-    """Make the directory of an unfinished assembly; one of other sources or settings is removed.
+def _is_missing(path: Path) -> bool:
+    """Whether a file is not there, or empty, as after a power cut."""
+    return not path.is_file() or not path.stat().st_size
 
-    Args:
-        fingerprint: of everything that decides what is written.
-    """
-    path = partial / PLAN_FILE
-    is_same = path.is_file() and path.read_text() == fingerprint
-    if partial.exists() and not is_same:
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    path.write_text(fingerprint)
+
+def _remove_other_files(shards: list[Shard], partial: Path) -> None:
+    """Remove what an assembly of other sources or settings left in the same directory."""
+    needed = {shard.file for shard in shards}
+    for path in partial.glob("*.safetensors"):
+        if path.name not in needed:
+            path.unlink()
+    for path in partial.glob(f"*{durable.TEMPORARY}"):
+        path.unlink()
+    if len(shards) == 1:
+        (partial / INDEX_FILE).unlink(missing_ok=True)
 
 
 def check_disk(folder: Path, needed: int) -> None:
@@ -194,10 +210,12 @@ def total_bytes(plan: AssemblyPlan, names: Iterable[str]) -> int:
 def write_shards(shards: list[Shard], plan: AssemblyPlan, partial: Path, description: str) -> None:
     """Write those shards that are not there yet, with a progress bar.
 
+    Each says in its header which assembly it is of, so that one of other sources is written anew.
+
     Raises:
         OSError: the disk is full; whole files are kept.
     """
-    missing = [shard for shard in shards if not (partial / shard.file).is_file()]
+    missing = [shard for shard in shards if not is_whole(shard, plan, partial)]
     bytes_missing = sum(total_bytes(plan, shard.tensors) for shard in missing)
     total = total_bytes(plan, plan.shapes)
     check_disk(partial, bytes_missing)
@@ -210,6 +228,18 @@ def write_shards(shards: list[Shard], plan: AssemblyPlan, partial: Path, descrip
                 write_shard(partial / shard.file, shard.tensors, plan, progress)
 
 
+def is_whole(shard: Shard, plan: AssemblyPlan, folder: Path) -> bool:
+    """Whether a file of weights is there, is of this assembly, and has all of its bytes."""
+    path = folder / shard.file
+    if not path.is_file():
+        return False
+    start = _start_of_file(shard.tensors, plan)
+    if path.stat().st_size != len(start) + total_bytes(plan, shard.tensors):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(start)) == start
+
+
 def write_shard(path: Path, names: list[str], plan: AssemblyPlan, progress: Any) -> None:
     """Write a safetensors file tensor by tensor.
 
@@ -220,22 +250,24 @@ def write_shard(path: Path, names: list[str], plan: AssemblyPlan, progress: Any)
         names: of its tensors.
         progress: a progress bar over bytes.
     """
-    header = safetensors_header(names, plan)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
+    with durable.writing(path) as file:
+        file.write(_start_of_file(names, plan))
         for name in names:
             # A tensor without dimensions has no bytes to view: flatten before view.
             file.write(plan.tensor(name).flatten().view(torch.uint8).numpy().data)
             progress.update(plan.bytes_of(name))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+
+
+def _start_of_file(names: list[str], plan: AssemblyPlan) -> bytes:
+    """Everything of a safetensors file that stands before its tensors."""
+    header = safetensors_header(names, plan)
+    return struct.pack("<Q", len(header)) + header
 
 
 def safetensors_header(names: list[str], plan: AssemblyPlan) -> bytes:
     """The JSON header of a safetensors file, padded to a multiple of 8 bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    assembly = hashlib.sha256(plan.fingerprint().encode("utf-8")).hexdigest()
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "assembly": assembly}}
     dtype = DTYPES[plan.config["torch_dtype"]]
     offset = 0
     for name in names:
@@ -255,7 +287,7 @@ def write_index(shards: list[Shard], plan: AssemblyPlan, folder: Path) -> None:
             weight_map[name] = shard.file
     total_size = total_bytes(plan, plan.shapes)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    write_json(folder / INDEX_FILE, index)
 
 
 # -- everything else -------------------------------------------------------------------------------
@@ -267,17 +299,21 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def write_small_files(plan: AssemblyPlan, folder: Path) -> None:
-    """Write code, tokenizer, generation config and processor files."""
+def write_small_files(shards: list[Shard], plan: AssemblyPlan, folder: Path) -> None:
+    """Write the index of the weights, code, tokenizer, generation config and processor files."""
+    if len(shards) > 1:
+        write_index(shards, plan, folder)
     copy_code(folder)
     write_tokenizer(plan, folder)
     write_generation_config(plan, folder)
     write_processor_files(plan, folder)
+    # Last, because a directory with a config.json looks complete.
+    write_json(folder / "config.json", plan.config)
 
 
 def copy_code(folder: Path) -> None:
     """Copy the remote-code files of the model, and those of its processor."""
-    for name in checkpoint_files.CODE_FILES:
+    for name in CODE_FILES:
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "preprocessor").mkdir(exist_ok=True)
     for path in (ROOT / "preprocessor").glob("*.py"):

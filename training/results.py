@@ -6,15 +6,17 @@ the history, `loss.png` its losses, and `summary.json` what came out.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
+import durable
 from training.recipe import RecipeArguments
 from training.trainer import RecipeTrainer
 
@@ -27,16 +29,19 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
     Args:
         seconds: how long the training took.
         unchanged: number of frozen tensors that were found unchanged.
+
+    Returns:
+        Values that JSON has; the losses are None where fewer steps were taken than are logged.
     """
-    losses = list(losses_of_steps(trainer.state.log_history).values())
+    losses = list(losses_of_steps(trainer.state.log_history).values()) or [None]
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds),
         "trained_parameters": sum(trained_sizes(trainer.model).values()),
         "frozen_tensors_unchanged": unchanged,
         "samples": trainer.source.counts.over_processes(trainer.accelerator),
-        "first_loss": next(iter(losses), math.nan),
-        "last_loss": next(reversed(losses), math.nan),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
     }
 
 
@@ -68,16 +73,19 @@ def write_results(
     """Write everything into the output directory; the summary comes last and marks the end.
 
     Args:
+        summary: gets the sizes of the files of all results.
         gathered: all weights, where no process holds a whole model.
     """
     folder = Path(str(trainer.args.output_dir))
     history = trainer.state.log_history
+    # While results are written, those of an earlier start are not complete.
+    (folder / "summary.json").unlink(missing_ok=True)
     save_results(trainer, recipe, folder, gathered)
-    with open(folder / "log.jsonl", "w", encoding="utf-8") as log:
-        for entry in history:
-            log.write(json.dumps(entry) + "\n")
+    log = "".join(json.dumps(entry) + "\n" for entry in history)
+    durable.write_text(folder / "log.jsonl", log)
     plot_losses(history, folder / "loss.png")
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    summary["results"] = {name: durable.sizes_of_files(folder / name) for name in recipe.save}
+    durable.write_json(folder / "summary.json", summary)
 
 
 def save_results(
@@ -91,7 +99,8 @@ def save_results(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     processor: Any = trainer.processing_class
     if "adapter" in recipe.save:
-        model.save_pretrained(folder / "adapter", state_dict=gathered)
+        with _new_directory(folder / "adapter") as adapter:
+            model.save_pretrained(adapter, state_dict=gathered)
     if recipe.save == ["adapter"]:
         return
     weights = gathered
@@ -103,27 +112,33 @@ def save_results(
     if "model" in recipe.save:
         _save_model(model, weights, dtype, folder)
     if "mlp1" in recipe.save:
-        _save_projector(model, weights, dtype, folder / "mlp1")
-        processor.tokenizer.save_pretrained(folder / "mlp1")
+        with _new_directory(folder / "mlp1") as mlp1:
+            _save_projector(model, weights, dtype, mlp1)
+            processor.tokenizer.save_pretrained(mlp1)
+
+
+@contextlib.contextmanager
+def _new_directory(path: Path) -> Iterator[Path]:
+    """A directory to write to, which takes the place of `path` when it is whole.
+
+    So no file of an earlier run's result stays beside new ones.
+    """
+    temporary = path.with_name(path.name + durable.TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    durable.replace_directory(temporary, path)
 
 
 def _save_model(model: Any, weights: Weights, dtype: torch.dtype, folder: Path) -> None:
-    """Write a complete repository, `model`.
-
-    Files of an earlier run's model must not stay beside new weights, so it is written under another
-    name and takes the other's place when it is whole.
-    """
+    """Write a complete repository, `model`."""
     converted = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
-    temporary = folder / "model.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary, state_dict=converted)
-    shutil.rmtree(folder / "model", ignore_errors=True)
-    temporary.rename(folder / "model")
+    with _new_directory(folder / "model") as temporary:
+        model.save_pretrained(temporary, state_dict=converted)
 
 
 def _save_projector(model: Any, weights: Weights, dtype: torch.dtype, folder: Path) -> None:
     """Write the projector's weights, with the model's config."""
-    folder.mkdir(parents=True, exist_ok=True)
     projector = {}
     for name, tensor in weights.items():
         if name.startswith("mlp1."):
@@ -145,5 +160,6 @@ def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="optimizer step", ylabel="loss of answers", title=path.parent.name)
     axes.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(path)
+    with durable.writing(path) as file:
+        figure.savefig(file, format="png")
     plt.close(figure)

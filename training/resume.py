@@ -15,10 +15,12 @@ from typing import Any
 
 from transformers.utils import logging
 
+import durable
 from training.recipe import RecipeArguments, TrainingConfig
 
 logger = logging.get_logger(__name__)
 
+COMPLETE_FILE = "complete.json"  # in a checkpoint: the sizes of its files
 # Settings that decide the result of a training, apart from the recipe and the data
 DECISIVE_SETTINGS = (
     "learning_rate",
@@ -73,8 +75,8 @@ def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
         ValueError: the directory has checkpoints of another run.
     """
     path = Path(folder) / "run.json"
-    if path.exists() and checkpoints_of(folder):
-        before = json.loads(path.read_text())
+    before = durable.read_json(path)
+    if before is not None and checkpoints_of(folder):
         differences = []
         for name, value in described.items():
             if before.get(name) != value:
@@ -85,7 +87,7 @@ def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
                 f"go on ({', '.join(differences[:3])}). Use another output_dir, or delete that one."
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(described, indent=2) + "\n")
+    durable.write_json(path, described)
 
 
 def checkpoints_of(folder: str | Path) -> list[Path]:
@@ -106,10 +108,7 @@ def step_of(checkpoint: str | Path) -> int:
 
 
 def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest checkpoint that was written to its end, or None; incomplete ones are removed.
-
-    A checkpoint's trainer_state.json is the last of its files to be written.
-    """
+    """The newest checkpoint that was written to its end, or None; incomplete ones are removed."""
     last = None
     for path in checkpoints_of(folder):
         if _is_complete(path):
@@ -120,12 +119,19 @@ def last_checkpoint(folder: str | Path) -> str | None:
     return last
 
 
+def mark_complete(checkpoint: str | Path) -> None:
+    """Record that a checkpoint was written to its end, and with which files."""
+    checkpoint = Path(checkpoint)
+    sizes = durable.sizes_of_files(checkpoint)
+    for name in sizes:
+        durable.flush(checkpoint / name)
+    durable.write_json(checkpoint / COMPLETE_FILE, sizes)
+
+
 def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return True
+    """Whether every file of a checkpoint is there with the size that it was written with."""
+    sizes = durable.read_json(checkpoint / COMPLETE_FILE)
+    return bool(sizes) and durable.has_files(checkpoint, sizes)
 
 
 def is_at_end(config: TrainingConfig, checkpoint: str | None) -> bool:
@@ -140,8 +146,9 @@ def finished(
     if not is_at_end(config, checkpoint):
         return None
     folder = Path(str(config.output_dir))
-    summary = folder / "summary.json"
-    results = [summary, *(folder / name for name in recipe.save)]
-    if not all(path.exists() for path in results):
-        return None
-    return json.loads(summary.read_text())
+    summary = durable.read_json(folder / "summary.json")
+    results = (summary or {}).get("results", {})
+    for name in recipe.save:
+        if not results.get(name) or not durable.has_files(folder / name, results[name]):
+            return None
+    return summary

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import durable
 from training.sample_encoder import IGNORED, Collator, SampleEncoder
 from training.sources import ConversationFile, EncodedSample
 
@@ -134,22 +135,27 @@ class Scores:
     def __init__(self, path: Path, identity: list[Any]) -> None:
         self.path = path
         self.values: dict[int, float] = {}
-        header = json.dumps(identity)
-        lines = path.read_text().splitlines() if path.exists() else []
-        if not lines or lines[0] != header:
-            path.write_text(header + "\n")
-            return
-        for line in lines[1:]:
-            index, _, value = line.partition(" ")
-            if value.endswith(";"):  # a line that was cut off has no end
-                self.values[int(index)] = float(value.removesuffix(";"))
+        header = json.dumps(identity).encode()
+        lines = durable.whole_lines(path)
+        if lines and lines[0] == header:
+            for line in lines[1:]:
+                index, value = json.loads(line)
+                self.values[index] = value
+        # Only whole lines: what is appended to half a line would be another line's score.
+        kept = [header, *(_score_line(index, value) for index, value in self.values.items())]
+        with durable.writing(path) as file:
+            file.writelines(line + b"\n" for line in kept)
 
     def add(self, scores: dict[int, float]) -> None:
         """Take scores in, and append them to the file."""
         self.values.update(scores)
-        with open(self.path, "a") as file:
+        with open(self.path, "ab") as file:
             for index, value in scores.items():
-                file.write(f"{index} {value!r};\n")
+                file.write(_score_line(index, value) + b"\n")
+
+
+def _score_line(index: int, value: float) -> bytes:
+    return json.dumps([index, value]).encode()
 
 
 def select(
@@ -241,12 +247,10 @@ def _write_lines(
     data: ConversationFile, selected: list[int], scores: dict[int, float], output: Path
 ) -> None:
     """Write lines with their scores; the output appears when it is complete."""
-    temporary = output.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    with durable.writing(output) as file:
         for index in selected:
             row = {**data.row(index), "score": round(scores[index], 4)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    temporary.replace(output)
+            file.write(json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 # trl exports its names lazily, which static tools do not see
 from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from training.resume import mark_complete
 from training.sources import Conversations, StreamedConversations
 
 
@@ -51,6 +52,14 @@ class RecipeTrainer(SFTTrainer):
             if parameter.requires_grad and name in state_dict:
                 trained[name] = state_dict[name].detach().contiguous()
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As Trainer's; then, when every process has written its part, it is marked as complete."""
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and folder.is_dir():
+            mark_complete(folder)
 
     def load_finished(self, checkpoint: str) -> None:
         """Take weights and history of a checkpoint without training on.

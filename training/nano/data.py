@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+import durable
 from tasks import samples
 from tasks.drawing import LETTERS
 from training.nano.text import STEP_BY_STEP
@@ -119,7 +120,7 @@ def write(stage: str, folder: Path, count: int, seed: int = 0) -> Path:
     """
     (folder / stage).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([STREAM, seed, sorted(STAGES).index(stage)])
-    temporary = folder / f"{stage}.tmp"
+    temporary = folder / f"{stage}{durable.TEMPORARY}"
     with open(temporary, "w", encoding="utf-8") as file:
         for number in tqdm(range(count), desc=stage, unit="sample", mininterval=5):
             sample, is_wrong = random_sample(rng, stage)

@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+import durable
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from remote_code import configuration_skywork_chat, modeling_intern_vit
 from tasks import draw, drawing, samples
@@ -231,8 +232,9 @@ def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
     weights = {}
     for name, tensor in module.state_dict().items():
         weights[name] = tensor.detach().to(dtype).contiguous()
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(durable.TEMPORARY)
     save_file(weights, temporary, metadata={"format": "pt"})
+    durable.flush(temporary)
     temporary.replace(path)
 
 
@@ -241,7 +243,7 @@ def save_progress(vision: nn.Module, heads: Heads, folder: Path, step: int) -> N
     progress = folder / PROGRESS_FOLDER
     write_weights(vision, progress / "model.safetensors", torch.float32)
     write_weights(heads, progress / "heads.safetensors", torch.float32)
-    (progress / "step.json").write_text(json.dumps(step))
+    durable.write_json(progress / "step.json", step)
 
 
 def save(vision: nn.Module, folder: Path) -> None:

@@ -26,7 +26,7 @@ MAX_GRADIENT_NORM = 1.0
 
 def mixed_precision() -> torch.autocast:
     """Forward passes in bf16, with float32 weights, where that is faster on this CPU."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=FAST_DTYPE == torch.bfloat16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=FAST_DTYPE is torch.bfloat16)
 
 
 def schedule(progress: float, warmup: float = 0.03, decay: float = 0.6) -> float:

@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import durable
 from evaluation import nano as evaluation
 from training import assemble, select
 from training.nano import code, data, encoder, text
@@ -148,7 +149,7 @@ class Pipeline:
                 raise ValueError(
                     f"{self.folder} is of a run with {before}, not {run}: name another directory."
                 )
-        path.write_text(json.dumps(run) + "\n")
+        durable.write_json(path, run)
 
     def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
         """Do a stage, unless its result is there, and add its seconds to times.json.
@@ -165,7 +166,7 @@ class Pipeline:
         seconds = round(time.time() - start)
         times = _read_json_if_there(self.times_path)
         times[name] = times.get(name, 0) + seconds
-        self.times_path.write_text(json.dumps(times, indent=2) + "\n")
+        durable.write_json(self.times_path, times)
 
     def all(self) -> None:
         """Do every stage that is not done yet."""
@@ -294,7 +295,7 @@ class Pipeline:
             "--output_dir": folder,
             "--seed": self.seed,
         }
-        if FAST_DTYPE == torch.float32:  # the recipes are in bf16
+        if FAST_DTYPE is torch.float32:  # the recipes are in bf16
             options |= {"--bf16": "false", "--model_dtype": "float32"}
         arguments = []
         for option, value in options.items():
@@ -312,14 +313,14 @@ class Pipeline:
             results[row.name] = evaluation.evaluate(
                 str(self.folder / row.checkpoint), self.sizes["evaluation"], text=row.in_words
             )
-            partial.write_text(json.dumps(results))
+            durable.write_json(partial, results)
         machine = {
             "cpu": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "torch": torch.__version__,
         }
         record = {"seed": self.seed, "machine": machine, "rows": results}
-        (self.folder / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+        durable.write_json(self.folder / "results.json", record)
         partial.unlink()
 
     # -- the results -------------------------------------------------------------------------------
