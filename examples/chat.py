@@ -137,6 +137,9 @@ def main() -> None:
 if __name__ == "__main__":
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    for stream in (sys.stdout, sys.stderr):
+        # a console of Windows has no letters of other languages
+        stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         main()
     except (OSError, ValueError, ImportError) as error:

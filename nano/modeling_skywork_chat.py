@@ -333,8 +333,7 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
         """Logits, and with labels the loss.
 
         Args:
-            input_ids: (batch, length), with the image tokens of each tile; or `inputs_embeds`
-                (batch, length, H).
+            input_ids: (batch, length); or `inputs_embeds` (batch, length, H).
             pixel_values, image_flags, image_features: see `embed`. Images belong to the call that
                 has their tokens, also where a cache is given.
             labels: (batch, length), -100 where no loss counts; shifted inside.
@@ -345,7 +344,7 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
             `CausalLMOutputWithPast` with logits (batch, length or fewer, vocabulary).
 
         Raises:
-            ValueError: see `embed`; neither or both kinds of input; or an input of another model.
+            ValueError: see `embed` and `check_forward_keywords`.
         """
         check_forward_keywords(kwargs)
         output = self._hidden_states(

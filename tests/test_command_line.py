@@ -13,8 +13,8 @@ from tests import checkpoints
 CHAT = checkpoints.ROOT / "examples" / "chat.py"
 
 
-def run(*arguments, folder=None):
-    environment = dict(os.environ, HF_HUB_OFFLINE="1")
+def run(*arguments, folder=None, **settings):
+    environment = dict(os.environ, HF_HUB_OFFLINE="1", **settings)
     return subprocess.run(
         [sys.executable, str(CHAT), *map(str, arguments)],
         capture_output=True,
@@ -49,6 +49,13 @@ def test_images_and_question_of_ones_own():
     assert done.returncode == 0 and "\\boxed{6}" in done.stdout, done.stderr
     two = run("--image", image, image, "--question", 'What\'s "different"?')
     assert two.returncode == 0 and f"{image}, {image}" in two.stdout
+
+
+def test_a_console_without_the_letters_of_a_question():
+    """As Windows has: what it cannot print becomes a question mark, and the answer comes."""
+    done = run("--question", "图 3 + 4?", "--max-new-tokens", "4", PYTHONIOENCODING="cp1252:strict")
+    assert done.returncode == 0, done.stderr
+    assert "Question: ? 3 + 4?" in done.stdout
 
 
 def broken(folder, name, data):

@@ -6,6 +6,7 @@ An interrupted training goes on to the same losses, and two processes train as o
 import copy
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -382,6 +383,18 @@ def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
     with torch.no_grad():
         features = [model.train(mode).extract_feature(pixels) for mode in (False, True)]
     assert torch.equal(*features) != is_random and model.config.vision_config.drop_path_rate == 0.3
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_spawned_workers_get_data_and_collator(samples, tmp_path, streaming):
+    """As pickles; Windows and macOS start workers so."""
+    flags = arguments(samples, tmp_path / "out", streaming=streaming)
+    trainer, _ = sft.make_trainer(*sft.parse(flags))
+    data, collate = pickle.loads(pickle.dumps((trainer.train_dataset, trainer.data_collator)))
+    ours = trainer.data_collator([next(iter(trainer.train_dataset))])
+    theirs = collate([next(iter(data))])
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_checkpoints_are_what_trainer_has_written(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from PIL import Image
 from transformers import (
     AutoModel,
@@ -179,6 +179,48 @@ def test_lora_on_both_towers_saved_and_merged(processor, tmp_path):
         chat.chat(processor.tokenizer, None, "Hi", {"max_new_tokens": 2, "do_sample": False})
         is not None
     )
+
+
+def peft_config(method):
+    """A configuration for the language model alone."""
+    attention = r"language_model\.model\.layers\.\d+\.self_attn\.(k|v)_proj"
+    down = r"language_model\.model\.layers\.\d+\.mlp\.down_proj"
+    if method == "IA3":
+        return IA3Config(target_modules=f"({attention})|({down})", feedforward_modules=down)
+    if method == "DoRA":
+        return LoraConfig(r=4, target_modules=attention, use_dora=True)
+    return PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=4, token_dim=256,
+        num_attention_heads=4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["IA3", "DoRA", "prefix tuning"])
+def test_other_methods_of_peft_train_and_generate(processor, method):
+    """Two steps lower the loss, and `generate` runs on what was trained."""
+    torch.manual_seed(0)
+    base = load()
+    config = peft_config(method)
+    if method == "prefix tuning":
+        llm = base.config.llm_config
+        config.num_layers = llm.num_hidden_layers
+        config.token_dim = llm.num_key_value_heads * (llm.hidden_size // llm.num_attention_heads)
+        config.num_attention_heads = llm.num_key_value_heads
+    model = get_peft_model(base, config)
+    inputs = batch(processor)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(3):
+        loss = model(**inputs).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[2] < losses[0]
+    model.eval()
+    prompt = processor(images=pictures()[0], text="<image>\nWhat?", return_tensors="pt")
+    written = model.generate(**prompt, max_new_tokens=3, do_sample=False)
+    assert written.shape[1] > prompt["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

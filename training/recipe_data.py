@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,13 +45,16 @@ def build_dataset(
         stream = _open_stream(recipe, config, encoder)
         return stream.dataset, stream
     conversations = _open_conversations(recipe, encoder)
-
-    def encode(batch: dict[str, list[int]]) -> dict[str, list[EncodedSample]]:
-        """The samples of the numbers in a batch."""
-        return {"sample": [conversations[line] for line in batch["line"]]}
-
     lines = datasets.Dataset.from_dict({"line": list(range(len(conversations)))})
-    return lines.with_transform(encode), conversations
+    # A partial, because spawned workers get the data set as a pickle.
+    return lines.with_transform(functools.partial(_encode_lines, conversations)), conversations
+
+
+def _encode_lines(
+    conversations: Conversations, batch: dict[str, list[int]]
+) -> dict[str, list[EncodedSample]]:
+    """The samples of the numbers in a batch."""
+    return {"sample": [conversations[line] for line in batch["line"]]}
 
 
 def _check_data(recipe: RecipeArguments, config: TrainingConfig) -> None:

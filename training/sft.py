@@ -16,6 +16,7 @@ The output directory holds `checkpoint-*` while training, then `model` (a comple
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import sys
@@ -162,12 +163,13 @@ def _make_collator(processor: Any) -> Any:
     """The data collator for rows with one column, "sample"."""
     side = processor.image_processor.size
     collator = Collator(processor.tokenizer.pad_token_id, (3, side, side))
+    # A partial, because spawned workers get the collator as a pickle.
+    return functools.partial(_collate_rows, collator)
 
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of the samples in the rows."""
-        return collator([row["sample"] for row in rows])
 
-    return collate
+def _collate_rows(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """A batch of the samples in the rows."""
+    return collator([row["sample"] for row in rows])
 
 
 def _load_model(recipe: RecipeArguments, is_sharded: bool) -> Any:

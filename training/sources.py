@@ -333,7 +333,7 @@ class StreamedConversations:
             rows = rows.decode(False).cast(_without_decoding(rows.features))
         columns = rows.column_names or list(next(iter(rows)))
         encoded = rows.map(self._encode, with_indices=True, remove_columns=columns)
-        self.dataset = encoded.filter(lambda row: row["sample"] is not None)
+        self.dataset = encoded.filter(_has_sample)
 
     def _encode(self, row: dict[str, Any], index: int) -> dict[str, EncodedSample | None]:
         """The encoded sample of a row, or None, as the column "sample"."""
@@ -349,6 +349,10 @@ class StreamedConversations:
             return parse_line(row["line"]) if is_line else row
 
         return {"sample": _encode_and_count(self.encoder, self.counts, read_row, root, where)}
+
+
+def _has_sample(row: dict[str, Any]) -> bool:
+    return row["sample"] is not None
 
 
 def _encode_and_count(
