@@ -1,5 +1,6 @@
 # make chat          ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
 # make test          the default test suite; test-slow: the tests that it leaves out
+# make mixins        transformers' own tests of models, on the standard class
 # make test-portable the core of the suite with other CPU kernels, as another machine would choose them
 # make dev           the packages of the tests, training and benchmarks, into .venv
 # make lint          rules, format and types; format: what can be put right by itself
@@ -22,7 +23,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat dev test test-slow test-portable compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
+.PHONY: chat dev test test-slow test-portable mixins compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -49,6 +50,9 @@ test-slow: $(VENV)/.dev
 
 test-portable: $(VENV)/.dev
 	$(BIN)/python -m tests.portable
+
+mixins: $(VENV)/.dev
+	$(BIN)/python -m tests.mixins
 
 compat: $(VENV)/.dev
 	$(BIN)/python -m tests.compat --all --write-docs
@@ -85,4 +89,4 @@ serving-test: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest tests/vllm_check.py -p no:cacheprovider
 
 clean:
-	rm -rf .compat .pytest_cache .ruff_cache .hypothesis
+	rm -rf .compat .mixins .pytest_cache .ruff_cache .hypothesis

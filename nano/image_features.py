@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_skywork_chat import SkyworkChatConfig
 
@@ -93,17 +94,60 @@ class ImageFeatureMixin:
         features = [self._encode_tiles(chunk) for chunk in chunks]
         return features[0] if len(features) == 1 else torch.cat(features)
 
-    def get_image_features(self, pixel_values: torch.Tensor, **_: Any) -> torch.Tensor:
-        """`extract_feature` under the name of transformers' own multimodal models."""
-        return self.extract_feature(pixel_values)
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **_: Any,
+    ) -> Any:
+        """Image features with what the vision tower computed, all tiles at once.
+
+        Name and result are those of the multimodal models of transformers 5; inside this model,
+        `extract_feature` is used.
+
+        Args:
+            pixel_values: (tiles, channels, side, side).
+            output_hidden_states, output_attentions: keep those of the vision tower.
+            return_dict: False gives a tuple; by default what the config says.
+
+        Returns:
+            `BaseModelOutputWithPooling`: pooler_output (tiles, num_image_token, H) has the
+            features, the other fields are the vision tower's.
+        """
+        tower = self.vision_model(
+            pixel_values=pixel_values,
+            num_layers=self.config.num_vision_layers_used,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=tower.last_hidden_state,
+            pooler_output=self._project(tower.last_hidden_state, pixel_values.shape[-1]),
+            hidden_states=tower.hidden_states,
+            attentions=tower.attentions,
+        )
+        if return_dict is None:
+            return_dict = self.config.use_return_dict
+        return output if return_dict else output.to_tuple()
 
     def _encode_tiles(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """(tiles, channels, side, side) to (tiles, num_image_token, H), in one pass."""
         hidden_states = self.vision_model(
             pixel_values=pixel_values, num_layers=self.config.num_vision_layers_used
         ).last_hidden_state  # (tiles, 1 + rows · columns, C)
+        return self._project(hidden_states, pixel_values.shape[-1])
+
+    def _project(self, hidden_states: torch.Tensor, width: int) -> torch.Tensor:
+        """The vision tower's states (tiles, 1 + patches, C) to (tiles, num_image_token, H).
+
+        Args:
+            width: of a tile, in pixels.
+        """
         patches = hidden_states[:, 1:]  # without the class token
-        num_columns = pixel_values.shape[-1] // self.config.vision_config.patch_size
+        num_columns = width // self.config.vision_config.patch_size
         grid = patches.unflatten(1, (-1, num_columns))  # (tiles, rows, columns, C)
         features = self.pixel_shuffle(grid).flatten(1, 2)  # (tiles, num_image_token, C · f²)
         return self.mlp1(features.to(next(self.mlp1.parameters()).dtype))

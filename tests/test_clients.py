@@ -209,3 +209,19 @@ def test_nano_is_a_repository_wherever_it_is_copied(tmp_path, how):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("I read")
+
+
+def test_image_features_as_transformers_gives_them(model):
+    """The features of `extract_feature`, with what the vision tower computed on the way."""
+    pixels = torch.randn(1, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = model.get_image_features(pixels, output_hidden_states=True)
+        features = model.extract_feature(pixels)
+        as_tuple = model.get_image_features(pixels, return_dict=False)
+    # one tile either way: the same kernels on the same shapes
+    assert torch.equal(output.pooler_output, features)
+    assert torch.equal(as_tuple[1], features)
+    vision = model.config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    assert output.last_hidden_state.shape == (1, 1 + patches, vision.hidden_size)
+    assert len(output.hidden_states) == 1 + vision.num_hidden_layers
