@@ -391,6 +391,64 @@ def test_parts_as_people_write_them(nano_processor, part, expected):
     assert ("pixel_values" in inputs) == (expected == "<image>\n")
 
 
+class TestVideos:
+    """Frames as images, "Frame1: <image>" and so on, each a single tile."""
+
+    FRAMES = [Image.new("RGB", (300, 100), (number, 0, 0)) for number in range(10)]
+
+    def rendered(self, processor, part, **keywords):
+        text_part = {"type": "text", "text": "What happens?"}
+        inputs = inputs_of(processor, [user(part, text_part)], **keywords)
+        decoded = processor.decode(inputs["input_ids"][0])
+        return inputs["pixel_values"], decoded.replace(processor.image_token, "")
+
+    def test_a_list_of_frames(self, nano_processor):
+        part = {"type": "video", "video": self.FRAMES[:3]}
+        pixels, text = self.rendered(nano_processor, part)
+        assert len(pixels) == 3, "a tile for each, though the pictures are three times as wide"
+        lines = "".join(f"Frame{number}: <img></img>\n" for number in (1, 2, 3))
+        assert f"<｜User｜>\n{lines}What happens?" in text
+
+    @pytest.mark.parametrize("asked, taken", [(1, [5]), (2, [2, 7]), (5, [1, 3, 5, 7, 9])])
+    def test_some_of_them(self, nano_processor, asked, taken):
+        """The middle of each of as many equal pieces."""
+        pixels, _ = self.rendered(nano_processor, {"video": self.FRAMES}, num_frames=asked)
+        alone = nano_processor.image_processor(
+            [self.FRAMES[number] for number in taken], dynamic_image_size=False
+        )
+        assert torch.equal(pixels, alone["pixel_values"])
+
+    def test_beside_images(self, nano_processor):
+        """Which are tiled as ever."""
+        messages = [user({"video": self.FRAMES[:2]}, image(COUNTING), text("?"))]
+        tiles = int(nano_processor.image_processor(COUNTING)["num_patches"])
+        assert len(inputs_of(nano_processor, messages)["pixel_values"]) == 2 + tiles > 3
+
+    def test_a_file(self, nano_processor, tmp_path):
+        av = pytest.importorskip("av", reason="PyAV is not among the test packages")
+        path = str(tmp_path / "a.mp4")
+        with av.open(path, "w") as container:
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height = 64, 48
+            for _ in range(20):
+                frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48)))
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        assert len(self.rendered(nano_processor, {"type": "video", "path": path})[0]) == 8
+        part = {"type": "video_url", "video_url": {"url": f"file://{path}"}}
+        assert len(self.rendered(nano_processor, part, num_frames=3)[0]) == 3
+
+    @pytest.mark.parametrize("part, keywords, words", [
+        ({"type": "video"}, {}, "has no video: give it a list of frames or the path"),
+        ({"type": "video", "video": []}, {}, "has no frames"),
+        ({"type": "video", "video": FRAMES}, {"num_frames": 0}, "num_frames=0: expected a number"),
+        ({"type": "video", "video": FRAMES}, {"num_frames": "2"}, "num_frames='2'"),
+    ])  # fmt: skip
+    def test_mistakes_are_named(self, nano_processor, part, keywords, words):
+        with pytest.raises(ValueError, match=words):
+            self.rendered(nano_processor, part, **keywords)
+
+
 @pytest.mark.parametrize("message, words", [
     ("Hello", "'Hello' is no message: expected a dict with a role"),
     ({"content": "Hello"}, "is no message: expected a dict with a role"),

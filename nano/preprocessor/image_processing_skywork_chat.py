@@ -28,7 +28,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 # this one imports itself.
 from .image_loading import open_image
 from .image_settings import SETTING_NAMES, ImageSettings, settings_of_call
-from .messages import flatten_images
+from .messages import FRAME_KEY, flatten_images
 from .tiling import has_several_tiles, select_grid
 from .url_loading import download  # noqa: F401
 
@@ -132,7 +132,12 @@ class SkyworkImageProcessor(BaseImageProcessor):
         mean = np.array(self.image_mean, dtype=np.float32).reshape(3, 1, 1)
         std = np.array(self.image_std, dtype=np.float32).reshape(3, 1, 1)
 
+        # A frame of a video is a single tile, or eight frames would be some hundred.
+        settings_of_frames = dataclasses.replace(settings, dynamic_image_size=False)
+
         def read(source: Any) -> OpenedImage:
+            if isinstance(source, dict) and FRAME_KEY in source:
+                return OpenedImage.read(source[FRAME_KEY], settings_of_frames)
             return OpenedImage.read(source, settings)
 
         # Pillow, and numpy and torch on large arrays, let other threads run.
@@ -143,7 +148,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
             num_tiles = 0
             for image in opened:
                 first_tile = num_tiles
-                for size in picture_sizes(*image.size, settings, side):
+                for size in picture_sizes(*image.size, image.settings, side):
                     pictures.append((image, size, num_tiles))
                     num_tiles += size[0] * size[1] // side**2
                 tiles_of_images.append(range(first_tile, num_tiles))
@@ -172,11 +177,13 @@ class OpenedImage:
 
     Attributes:
         size: (width, height) in pixels.
+        settings: how it is tiled.
         picture: for Pillow, a PIL image of mode RGB.
         pixels: for torch, uint8 (1, 3, height, width), channels last in memory.
     """
 
     size: tuple[int, int]
+    settings: ImageSettings
     picture: Image.Image | None = None
     pixels: torch.Tensor | None = None
 
@@ -185,9 +192,9 @@ class OpenedImage:
         """Open whatever `open_image` takes."""
         picture = open_image(source, **settings.of_opening)
         if not settings.fast_resize:
-            return cls(picture.size, picture=picture)
+            return cls(picture.size, settings, picture=picture)
         pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]
-        return cls(picture.size, pixels=pixels)
+        return cls(picture.size, settings, pixels=pixels)
 
     def resize(self, size: tuple[int, int]) -> np.ndarray:
         """The image in another size (width, height): uint8 (height, width, 3)."""

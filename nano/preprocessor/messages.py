@@ -9,6 +9,7 @@ this folder, since transformers resolves relative imports of remote code within 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +26,14 @@ TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image", "image_url", "input_image", "image_pil", "Image")
 # The keys under which an image part has its image. A part without a type is known by its keys.
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url", "image_pil", "Image")
+
+
+VIDEO_TYPES = ("video", "video_url", "input_video")
+VIDEO_KEYS = ("video", "url", "path", "video_url")
+# An image that is a frame of a video is a dict with it under this key, and becomes a single tile.
+# No class: transformers loads image processor and processor apart, each with its own classes.
+FRAME_KEY = "frame"
+NUM_FRAMES = 8  # of a video file, if nobody says how many
 
 
 def split_at_marks(text: str, control_tokens: Iterable[str]) -> list[str]:
@@ -55,7 +64,7 @@ def flatten_images(images: Any) -> list:
 
 
 def read_messages(
-    messages: Iterable[dict[str, Any]], must_have_images: bool
+    messages: Iterable[dict[str, Any]], must_have_images: bool, num_frames: int | None = None
 ) -> tuple[list[dict[str, Any]], list]:
     """Messages for the chat template, and the images of all their content parts, in order.
 
@@ -63,14 +72,18 @@ def read_messages(
         messages: `{"role", "content"}` and what else a message has.
         must_have_images: whether an image part without an image is an error. A bare placeholder,
             whose image is passed separately, is enough to render a text.
+        num_frames: number of frames that are taken from each video; None is `NUM_FRAMES` of a file,
+            and all of a list of frames.
 
     Returns:
         Copies of the messages, whose parts are `{"type": "text", "text"}` or `{"type": "image"}`;
-        and the images, in any form that the image processor opens.
+        and the images, in any form that the image processor opens. A video is its frames, each
+        behind a text, "Frame1: " and so on, as users of the InternVL family write them.
 
     Raises:
         ValueError: a message without a role, content or a part of an unknown kind, or a part
             without its image.
+        ImportError: a video file without PyAV.
     """
     plain = []
     images = []
@@ -88,6 +101,12 @@ def read_messages(
             )
         parts = []
         for part in content:
+            if _is_video(part):
+                frames = frames_of_video(part, num_frames)
+                for number, frame in enumerate(frames, 1):
+                    parts += [{"type": "text", "text": f"Frame{number}: "}, {"type": "image"}]
+                    images.append({FRAME_KEY: frame})
+                continue
             plain_part, image = _read_part(part)
             parts.append(plain_part)
             if image is not None:
@@ -99,6 +118,59 @@ def read_messages(
                 )
         plain.append({**message, "content": parts})
     return plain, images
+
+
+def _is_video(part: Any) -> bool:
+    if not isinstance(part, dict):
+        return False
+    kind = part.get("type")
+    return kind in VIDEO_TYPES or (kind is None and "video" in part)
+
+
+def frames_of_video(part: dict[str, Any], num_frames: int | None) -> list:
+    """The frames of a video part: all or some of a list, or some of a file.
+
+    Raises:
+        ValueError: no video, one without frames, or a number that is none.
+        ImportError: a file without PyAV.
+    """
+    if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
+        raise ValueError(f"num_frames={num_frames!r}: expected a number of frames, at least 1.")
+    video = next((part[key] for key in VIDEO_KEYS if part.get(key) is not None), None)
+    if isinstance(video, dict):
+        video = video.get("url") or video.get("path")
+    if isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
+        frames = list(video)
+    elif isinstance(video, (str, os.PathLike)):
+        frames = _decode_video(str(video))
+        num_frames = num_frames or NUM_FRAMES
+    else:
+        raise ValueError(
+            f"The part {_shown(part)} has no video: give it a list of frames or the path of a file "
+            f"under one of {', '.join(VIDEO_KEYS)}."
+        )
+    if not frames:
+        raise ValueError(f"The video of {_shown(part)} has no frames.")
+    if num_frames is None or num_frames >= len(frames):
+        return frames
+    # the frame in the middle of each of as many equal pieces
+    return [frames[int((index + 0.5) * len(frames) / num_frames)] for index in range(num_frames)]
+
+
+def _decode_video(path: str) -> list:
+    """All frames of a video file, as PIL images."""
+    try:
+        import av  # pyright: ignore[reportMissingImports]  # an optional package
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: a video file needs PyAV (pip install av); or pass a list of frames."
+        ) from error
+    path = path.removeprefix("file://")
+    try:
+        with av.open(path) as container:
+            return [frame.to_image() for frame in container.decode(video=0)]
+    except (OSError, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: the video cannot be read ({error}).") from error
 
 
 def _read_part(part: Any) -> tuple[dict[str, Any], Any]:
@@ -128,8 +200,8 @@ def _image_of_part(part: dict[str, Any]) -> Any:
 def _unknown_part(part: Any) -> str:
     return (
         f"{_shown(part)} is a content part of an unknown kind: expected a text (type "
-        f"{', '.join(TEXT_TYPES)}, under 'text') or an image (type {', '.join(IMAGE_TYPES)}, under "
-        f"one of {', '.join(IMAGE_KEYS)})."
+        f"{', '.join(TEXT_TYPES)}, under 'text'), an image (type {', '.join(IMAGE_TYPES)}, under "
+        f"one of {', '.join(IMAGE_KEYS)}) or a video (type {', '.join(VIDEO_TYPES)})."
     )
 
 

@@ -221,7 +221,8 @@ class SkyworkChatProcessor(ProcessorMixin):
             conversation: a list of messages `{"role", "content"}`, or a list of such lists.
                 `content` is a string, or parts `{"type": "text", "text"}` and `{"type": "image",
                 …}` with the image (PIL, path, URL, base64) under "image", "url", "path", "base64"
-                or "image_url".
+                or "image_url". A part of type "video" has a list of frames, or the path of a file
+                (PyAV); `num_frames` of each are taken (8 of a file), one tile each.
             return_assistant_tokens_mask: add assistant_masks to the model inputs, 1 for a token
                 that the assistant wrote, its end-of-turn token included. It needs a fast tokenizer
                 and a template with `{% generation %}` markers.
@@ -242,7 +243,8 @@ class SkyworkChatProcessor(ProcessorMixin):
         if return_assistant_tokens_mask and not (tokenize and return_dict):
             raise ValueError("return_assistant_tokens_mask needs tokenize=True, return_dict=True.")
         call_keywords, variables = _split_keywords(kwargs, template)
-        read = [read_messages(messages, must_have_images=tokenize) for messages in conversations]
+        num_frames = call_keywords.pop("num_frames", None)
+        read = [read_messages(messages, tokenize, num_frames) for messages in conversations]
         plain, images = zip(*read)
         variables.update(
             chat_template=template,
@@ -456,7 +458,7 @@ def _split_keywords(
     for name, value in keywords.items():
         if name in ("processor_kwargs", "images_kwargs"):
             of_call.update(value or {})
-        elif name == "text_kwargs" or name in known:
+        elif name in ("text_kwargs", "num_frames") or name in known:
             of_call[name] = value
         elif re.search(rf"\b{re.escape(name)}\b", template):
             variables[name] = value
