@@ -14,6 +14,7 @@ inputs = processor.apply_chat_template(
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -453,6 +454,7 @@ def _split_keywords(
     those to the template as well.
     """
     known = (*TEXT_KEYWORDS, *IMAGE_KEYWORDS, *FIXED_KEYWORDS)
+    variables_of_template = _variables_of(template)
     of_call = {}
     variables = {}
     for name, value in keywords.items():
@@ -460,7 +462,7 @@ def _split_keywords(
             of_call.update(value or {})
         elif name in ("text_kwargs", "num_frames") or name in known:
             of_call[name] = value
-        elif re.search(rf"\b{re.escape(name)}\b", template):
+        elif name in variables_of_template:
             variables[name] = value
         elif value is not None and not hasattr(DEFAULT_GENERATION, name):
             logger.warning(
@@ -469,6 +471,21 @@ def _split_keywords(
                 f"{', '.join((*TEXT_KEYWORDS, *CALL_SETTINGS))})."
             )
     return of_call, variables
+
+
+@functools.lru_cache(maxsize=8)
+def _variables_of(template: str) -> frozenset[str]:
+    """The names that a chat template takes from its caller."""
+    import jinja2.ext
+    import jinja2.meta  # where templates are rendered, it is installed
+    import jinja2.nodes
+
+    # The tags of what the assistant writes are those of an extension of transformers.
+    plain = re.sub(r"\{%-? *(end)?generation *-?%\}", "", template)
+    parsed = jinja2.Environment(extensions=[jinja2.ext.loopcontrols]).parse(plain)
+    names = parsed.find_all(jinja2.nodes.Name)
+    set_inside = {name.name for name in names if name.ctx == "store"}
+    return frozenset(jinja2.meta.find_undeclared_variables(parsed) - set_inside)
 
 
 def _settings_of_call(keywords: dict[str, Any]) -> tuple[TextSettings, dict[str, Any]]:

@@ -507,8 +507,9 @@ def test_a_variable_that_the_template_does_not_know_is_named(nano_processor, cap
     """But for settings of the generation, which pipelines pass on as they are."""
     nano_processor.apply_chat_template([user(text("Hi"))], do_sample=False)
     assert not caplog.records
-    nano_processor.apply_chat_template([user(text("Hi"))], enable_thinkin=False)
-    assert "enable_thinkin=False has no effect" in caplog.text
+    for name in ("enable_thinkin", "thinking"):  # the second is a name inside the template
+        nano_processor.apply_chat_template([user(text("Hi"))], **{name: False})
+        assert f"{name}=False has no effect" in caplog.text
 
 
 def test_token_types_of_images(nano_processor):

@@ -136,7 +136,7 @@ def frames_of_video(part: dict[str, Any], num_frames: int | None) -> list:
     """
     if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
         raise ValueError(f"num_frames={num_frames!r}: expected a number of frames, at least 1.")
-    video = next((part[key] for key in VIDEO_KEYS if part.get(key) is not None), None)
+    video: Any = next((part[key] for key in VIDEO_KEYS if part.get(key) is not None), None)
     if isinstance(video, dict):
         video = video.get("url") or video.get("path")
     if isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
