@@ -12,7 +12,7 @@ its ids.
 A new template is a further entry of `_TEMPLATES`, with its name in `KNOWN_TEMPLATES` of
 configuration_skywork_chat.py. For assembling checkpoints with it, it also needs a Jinja file beside
 chat_template.jinja, named in `CHAT_TEMPLATES` of training/assemble.py, and a rule in
-`choose_template` of training/assembly_plan.py.
+`choose_template` of training/assembly_plan.py. `make nano-code` copies the change into nano/.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -33,6 +33,7 @@ VIDEO_KEYS = ("video", "url", "path", "video_url")
 # An image that is a frame of a video is a dict with it under this key, and becomes a single tile.
 # No class: transformers loads image processor and processor apart, each with its own classes.
 FRAME_KEY = "frame"
+NO_FURTHER_FILES = {"protocol_whitelist": "none"}  # a playlist could name others
 NUM_FRAMES = 8  # of a video file, if nobody says how many
 
 
@@ -141,34 +142,50 @@ def frames_of_video(part: dict[str, Any], num_frames: int | None) -> list:
         video = video.get("url") or video.get("path")
     if isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
         frames = list(video)
+        numbers = _evenly_spaced(len(frames), num_frames)
+        chosen = [frames[number] for number in numbers]
     elif isinstance(video, (str, os.PathLike)):
-        frames = _decode_video(str(video))
-        num_frames = num_frames or NUM_FRAMES
+        chosen = _frames_of_file(str(video).removeprefix("file://"), num_frames or NUM_FRAMES)
     else:
         raise ValueError(
             f"The part {_shown(part)} has no video: give it a list of frames or the path of a file "
             f"under one of {', '.join(VIDEO_KEYS)}."
         )
-    if not frames:
+    if not chosen:
         raise ValueError(f"The video of {_shown(part)} has no frames.")
-    if num_frames is None or num_frames >= len(frames):
-        return frames
-    # the frame in the middle of each of as many equal pieces
-    return [frames[int((index + 0.5) * len(frames) / num_frames)] for index in range(num_frames)]
+    return chosen
 
 
-def _decode_video(path: str) -> list:
-    """All frames of a video file, as PIL images."""
+def _evenly_spaced(total: int, num_frames: int | None) -> list[int]:
+    """The numbers of some of `total` frames, in the middle of as many equal pieces; None is all."""
+    if num_frames is None or num_frames >= total:
+        return list(range(total))
+    return [int((index + 0.5) * total / num_frames) for index in range(num_frames)]
+
+
+def _frames_of_file(path: str, num_frames: int) -> list:
+    """Some frames of a video file, as PIL images; the others are decoded and not kept.
+
+    Only files of this machine: a URL would be opened by FFmpeg, without the limits that downloads
+    of images have.
+    """
     try:
         import av  # pyright: ignore[reportMissingImports]  # an optional package
     except ImportError as error:
         raise ImportError(
             f"{path}: a video file needs PyAV (pip install av); or pass a list of frames."
         ) from error
-    path = path.removeprefix("file://")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: no such video file; a video of an URL has to be downloaded.")
+
+    def decoded() -> Iterator[Any]:
+        with open(path, "rb") as file, av.open(file, options=NO_FURTHER_FILES) as container:
+            yield from container.decode(video=0)
+
     try:
-        with av.open(path) as container:
-            return [frame.to_image() for frame in container.decode(video=0)]
+        total = sum(1 for _ in decoded())
+        numbers = set(_evenly_spaced(total, num_frames))
+        return [frame.to_image() for number, frame in enumerate(decoded()) if number in numbers]
     except (OSError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: the video cannot be read ({error}).") from error
 
