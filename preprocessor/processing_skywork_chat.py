@@ -221,12 +221,11 @@ class SkyworkChatProcessor(ProcessorMixin):
         Args:
             conversation: a list of messages `{"role", "content"}`, or a list of such lists.
                 `content` is a string, or parts `{"type": "text", "text"}` and `{"type": "image",
-                …}` with the image (PIL, path, URL, base64) under "image", "url", "path", "base64"
-                or "image_url". A part of type "video" has a list of frames, or the path of a file
-                (PyAV); `num_frames` of each are taken (8 of a file), one tile each.
-            return_assistant_tokens_mask: add assistant_masks to the model inputs, 1 for a token
-                that the assistant wrote, its end-of-turn token included. It needs a fast tokenizer
-                and a template with `{% generation %}` markers.
+                …}` with the image under "image", "url", "path", "base64" or "image_url". A part of
+                type "video" has a list of frames, or a file; `num_frames` of each are taken.
+            return_assistant_tokens_mask: add assistant_masks, 1 for a token that the assistant
+                wrote, the end of its turn included. It needs a fast tokenizer and a template with
+                `{% generation %}` markers.
             kwargs: keywords of `__call__`, also in a dict `processor_kwargs`, and variables of the
                 template (`enable_thinking`).
 
@@ -262,8 +261,8 @@ class SkyworkChatProcessor(ProcessorMixin):
         inputs = BatchFeature(data=data, tensor_type=return_tensors)
         if return_dict:
             return inputs
-        is_single_list = return_tensors is None and not is_batch
-        return inputs["input_ids"][0] if is_single_list else inputs["input_ids"]
+        is_list = return_tensors is None and not is_batch
+        return inputs["input_ids"][0] if is_list else inputs["input_ids"]
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
         """As the tokenizer's."""

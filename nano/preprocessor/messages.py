@@ -108,15 +108,9 @@ def read_messages(
                     parts += [{"type": "text", "text": f"Frame{number}: "}, {"type": "image"}]
                     images.append({FRAME_KEY: frame})
                 continue
-            plain_part, image = _read_part(part)
+            plain_part, image = _read_part(part, must_have_images)
             parts.append(plain_part)
-            if image is not None:
-                images.append(image)
-            elif must_have_images and plain_part["type"] == "image":
-                raise ValueError(
-                    f"The part {_shown(part)} has no image: give it one under one of "
-                    f"{', '.join(IMAGE_KEYS)}."
-                )
+            images += [] if image is None else [image]
         plain.append({**message, "content": parts})
     return plain, images
 
@@ -190,7 +184,7 @@ def _frames_of_file(path: str, num_frames: int) -> list:
         raise ValueError(f"{path}: the video cannot be read ({error}).") from error
 
 
-def _read_part(part: Any) -> tuple[dict[str, Any], Any]:
+def _read_part(part: Any, must_have_image: bool) -> tuple[dict[str, Any], Any]:
     """A content part for the template, and its image, which is None for a text or a placeholder."""
     if isinstance(part, str):
         return {"type": "text", "text": part}, None
@@ -202,7 +196,13 @@ def _read_part(part: Any) -> tuple[dict[str, Any], Any]:
             raise ValueError(f"The part {_shown(part)} is a text: expected a string under 'text'.")
         return {"type": "text", "text": part["text"]}, None
     if kind in IMAGE_TYPES or (kind is None and any(key in part for key in IMAGE_KEYS)):
-        return {"type": "image"}, _image_of_part(part)
+        image = _image_of_part(part)
+        if image is None and must_have_image:
+            raise ValueError(
+                f"The part {_shown(part)} has no image: give it one under one of "
+                f"{', '.join(IMAGE_KEYS)}."
+            )
+        return {"type": "image"}, image
     raise ValueError(_unknown_part(part))
 
 

@@ -69,7 +69,7 @@ SMOKE = {
     "init_2": 64,
     "init_3": 32,
     "alignment": 32,
-    "evaluation": 2,
+    "evaluation": 1,
 }
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
 SMALL_STEPS = {"batch_size": 8}
