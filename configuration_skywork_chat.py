@@ -31,6 +31,7 @@ DERIVED_FIELDS = (
     "tile_size",
     "num_image_token",
     "shuffle_factor",
+    "merged_size",
     "num_vision_layers_used",
 )
 
@@ -264,6 +265,11 @@ class SkyworkChatConfig(PretrainedConfig):
     def shuffle_factor(self) -> int:
         """f of the pixel shuffle: a square of f × f patches becomes one token."""
         return round(1 / self.downsample_ratio)
+
+    @property
+    def merged_size(self) -> int:
+        """C · f², the width of f × f patches of the vision tower merged into one token."""
+        return self.vision_config.hidden_size * self.shuffle_factor**2
 
     @property
     def num_vision_layers_used(self) -> int:

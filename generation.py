@@ -152,10 +152,11 @@ class SuppressedTokens(LogitsProcessor):
 
     def __init__(self, ids: Iterable[int]) -> None:
         self.ids = list(ids)
+        self._index = torch.tensor(self.ids)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        ids = torch.tensor(self.ids, device=scores.device)
-        return scores.index_fill(1, ids, float("-inf"))
+        self._index = self._index.to(scores.device)  # copied to a GPU once, not for each token
+        return scores.index_fill(1, self._index, float("-inf"))
 
 
 class CheckedLogits(LogitsProcessor):
@@ -273,6 +274,11 @@ def set_stop_and_pad_tokens(
         keywords.setdefault("pad_token_id", stops[0] if pad is None else pad)
     else:
         keywords["pad_token_id"] = config.pad_token_id
+
+
+def as_set(token_ids: Any) -> set:
+    """A set of ids from one id, several or None, as generation configs have them."""
+    return set(token_ids) if isinstance(token_ids, (list, tuple, set)) else {token_ids}
 
 
 def _stop_ids(tokenizer: PreTrainedTokenizerBase, template: Conversation) -> list[Any]:

@@ -80,6 +80,6 @@ def vision_operations(config: configuration_skywork_chat.SkyworkChatConfig) -> i
     layers = vision_config.num_hidden_layers * (matrices + attention) * positions
     embedding = 3 * vision_config.patch_size**2 * width * patches
     projected_width = config.llm_config.hidden_size
-    shuffled_width = config.shuffle_factor**2 * width
+    shuffled_width = config.merged_size
     projector = (shuffled_width + projected_width) * projected_width * config.num_image_token
     return 2 * (layers + embedding + projector)

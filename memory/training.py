@@ -179,7 +179,7 @@ def _saved_by_projector(
     config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage, tiles: int
 ) -> int:
     """Bytes that mlp1 saves: the normalised input and the inside of GELU."""
-    input_width = config.shuffle_factor**2 * config.vision_config.hidden_size
+    input_width = config.merged_size
     normalised = (FLOAT32_BYTES + stage.compute_bytes) * input_width
     around_gelu = 2 * stage.compute_bytes * config.llm_config.hidden_size
     return tiles * config.num_image_token * (normalised + around_gelu)

@@ -32,6 +32,7 @@ from .conversation import (
     Question,
     add_image_placeholders,
     encode_segments,
+    ids_of_prompts_only,
     open_conversation,
     token_id,
 )
@@ -41,6 +42,7 @@ from .generation import (
     GenerationInterrupted,
     GenerationMonitor,
     SuppressedTokens,
+    as_set,
     check_chat_options,
     copied_keywords,
     make_thinking_budget,
@@ -363,7 +365,7 @@ class ChatMixin:
         device = device_of_embedding(self.get_input_embeddings())
         pad_token_id = requested_setting(keywords, config, "pad_token_id")
         input_ids, attention_mask = left_pad(prompts, pad_token_id, device)
-        stop_ids = _as_set(requested_setting(keywords, config, "eos_token_id"))
+        stop_ids = as_set(requested_setting(keywords, config, "eos_token_id"))
         separator = self.conv_template.sep.strip()
         try:
             output = self.generate(
@@ -406,9 +408,7 @@ class ChatMixin:
                 tokenizer, self.conv_template, options.thinking_budget, max_new_tokens
             )
             _append(keywords, "logits_processor", budget)
-        tokens_of_prompts = (*IMAGE_TOKENS, self.conv_template.begin)
-        found = [token_id(tokenizer, token) for token in tokens_of_prompts]
-        suppressed = SuppressedTokens([index for index in found if index is not None])
+        suppressed = SuppressedTokens(ids_of_prompts_only(tokenizer, self.conv_template))
         _append(keywords, "logits_processor", suppressed)
         _append(keywords, "stopping_criteria", options.monitor)
         if requested_setting(keywords, config, "stop_strings"):
@@ -473,8 +473,3 @@ def _tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
 def _append(keywords: dict[str, Any], name: str, value: Any) -> None:
     """Append to a list among the keywords; the caller's list is not changed."""
     keywords[name] = [*(keywords.get(name) or []), value]
-
-
-def _as_set(token_ids: Any) -> set:
-    """A set of ids from one id, several or None, as generation configs have them."""
-    return set(token_ids) if isinstance(token_ids, (list, tuple, set)) else {token_ids}

@@ -286,6 +286,12 @@ def token_id(tokenizer: Any, token: str) -> int | None:
     return index
 
 
+def ids_of_prompts_only(tokenizer: Any, template: Conversation) -> list[int]:
+    """The ids of the tokens that a model must not write: of images, and the one that begins."""
+    found = [token_id(tokenizer, token) for token in (*IMAGE_TOKENS, template.begin)]
+    return [index for index in found if index is not None]
+
+
 def encode_segments(tokenizer: Any, segments: Sequence[Segment], begin: str = "") -> list[int]:
     """Token ids of a prompt, in which only control segments can hold control tokens.
 

@@ -250,8 +250,7 @@ class ImageFeatureMixin:
             features = self.extract_feature(weight.new_zeros(1, vision.num_channels, side, side))
         else:
             weight = next(self.mlp1.parameters())
-            size = self.config.vision_config.hidden_size * self.config.shuffle_factor**2
-            features = self.mlp1(weight.new_zeros(1, size))
+            features = self.mlp1(weight.new_zeros(1, self.config.merged_size))
         return inputs_embeds + 0 * features.sum().to(inputs_embeds)
 
 

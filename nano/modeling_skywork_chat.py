@@ -45,6 +45,7 @@ from .decoding import generate_from_embeddings, one_static_cache_at_a_time, with
 from .device_map import build_device_map, clean_device_map, free_memory, module_sizes, split_layers
 from .generation import (
     CandidatesWithoutImages,
+    as_set,
     check_prompt_free,
     fit_into_context,
     guarded_processors,
@@ -299,8 +300,7 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
         text there, which has to be written.
         """
         begin = self.generation_config.bos_token_id
-        stops = self.generation_config.eos_token_id
-        stops = stops if isinstance(stops, (list, tuple)) else [stops]
+        stops = as_set(self.generation_config.eos_token_id)
         ids = [self.img_context_token_id]
         return ids if begin is None or begin in stops else [*ids, begin]
 
@@ -681,7 +681,7 @@ def _absolute_if_directory(path: Any) -> Any:
 
 def build_projector(config: SkyworkChatConfig) -> nn.Sequential:
     """`mlp1`: LayerNorm and two linear layers, from merged patches (C · f²) to the width H."""
-    merged_size = config.vision_config.hidden_size * config.shuffle_factor**2
+    merged_size = config.merged_size
     hidden_size = config.llm_config.hidden_size
     return nn.Sequential(
         nn.LayerNorm(merged_size),

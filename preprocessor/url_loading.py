@@ -134,36 +134,33 @@ def _ascii_url(url: str) -> str:
     return urllib.parse.urlunsplit((parts.scheme.lower(), netloc, *quoted))
 
 
-class _CheckedHTTPHandler(urllib.request.HTTPHandler):
-    """Opens http URLs with connections that are watched and checked."""
+class _Checked:
+    """What both handlers share: connections that are watched and checked."""
 
     def __init__(self, deadline: Deadline, allow_internal: bool) -> None:
         super().__init__()
         self.deadline = deadline
         self.allow_internal = allow_internal
+
+    def connection_class(self, base: Any, request: urllib.request.Request) -> Any:
+        """The class of a request's connection."""
+        return _checked(base, self.deadline, self.allow_internal or request.has_proxy())
+
+
+class _CheckedHTTPHandler(_Checked, urllib.request.HTTPHandler):
+    """Opens http URLs."""
 
     def http_open(self, req: urllib.request.Request) -> Any:
         """Called by urllib for each http URL, redirects included."""
-        allow_internal = self.allow_internal or req.has_proxy()
-        return self.do_open(
-            _checked(http.client.HTTPConnection, self.deadline, allow_internal), req
-        )
+        return self.do_open(self.connection_class(http.client.HTTPConnection, req), req)
 
 
-class _CheckedHTTPSHandler(urllib.request.HTTPSHandler):
-    """Opens https URLs with connections that are watched and checked."""
-
-    def __init__(self, deadline: Deadline, allow_internal: bool) -> None:
-        super().__init__()
-        self.deadline = deadline
-        self.allow_internal = allow_internal
+class _CheckedHTTPSHandler(_Checked, urllib.request.HTTPSHandler):
+    """Opens https URLs."""
 
     def https_open(self, req: urllib.request.Request) -> Any:
         """Called by urllib for each https URL, redirects included."""
-        allow_internal = self.allow_internal or req.has_proxy()
-        return self.do_open(
-            _checked(http.client.HTTPSConnection, self.deadline, allow_internal), req
-        )
+        return self.do_open(self.connection_class(http.client.HTTPSConnection, req), req)
 
 
 def _checked(connection_class: Any, deadline: Deadline, allow_internal: bool) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from preprocessor.image_loading import open_image
-from preprocessor.image_settings import OPENING_NAMES
+from preprocessor.image_settings import opening_keywords
 from remote_code import conversation, generation
 from serving.question_file import Entry, Question, answer_entry, error_entry
 
@@ -166,7 +166,7 @@ class VllmEngine:
         config = AutoConfig.from_pretrained(model, trust_remote_code=True)
         processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=True)
         self.refusals = _errors_of_refusals()
-        self.opening = {name: getattr(processor, name) for name in OPENING_NAMES}
+        self.opening = opening_keywords(processor)
         self.template = conversation.get_conv_template(config.template)
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
         self.llm = vllm.LLM(
@@ -178,8 +178,7 @@ class VllmEngine:
             **llm_options,
         )
         # vLLM does not know that a model must not write tokens of images.
-        tokens = (*conversation.IMAGE_TOKENS, self.template.begin)
-        ids = {conversation.token_id(self.tokenizer, token) for token in tokens} - {None}
+        ids = conversation.ids_of_prompts_only(self.tokenizer, self.template)
         self.sampling = vllm.SamplingParams(
             temperature=0, max_tokens=max_new_tokens, logit_bias=dict.fromkeys(ids, NEVER)
         )

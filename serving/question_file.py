@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import durable
 from remote_code import conversation
@@ -26,6 +26,7 @@ from remote_code import conversation
 KNOWN_KEYS = {"id", "question", "images", "system", "history"}
 
 Entry = dict[str, Any]  # a line of the answers
+Line = TypeVar("Line", str, bytes)
 
 
 class Question(TypedDict):
@@ -55,7 +56,7 @@ def read_questions(path: str | Path) -> list[Question]:
     path = Path(path)
     questions: list[Question] = []
     known_ids: set[str] = set()
-    for number, line in _numbered_lines(path.read_text(encoding="utf-8")):
+    for number, line in _numbered_lines(path.read_text(encoding="utf-8").split("\n")):
         where = f"{path}, line {number}"
         question = _question_of_line(line, number, where)
         if question["id"] in known_ids:
@@ -66,13 +67,12 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
-def _numbered_lines(text: str) -> list[tuple[int, str]]:
-    """The lines of a file's text that are not blank, with their numbers from 1.
+def _numbered_lines(lines: Iterable[Line]) -> list[tuple[int, Line]]:
+    """Those lines of a file that are not blank, with their numbers from 1.
 
-    They end at newlines alone: `splitlines()` would also cut at U+2028, which JSON may contain.
+    Lines end at newlines alone: `splitlines()` would also cut at U+2028, which JSON may contain.
     """
-    lines = enumerate(text.split("\n"), 1)
-    return [(number, line) for number, line in lines if line.strip()]
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _question_of_line(line: str, number: int, where: str) -> Question:
@@ -216,9 +216,7 @@ def _read_entries(path: Path, asked: dict[str, str]) -> list[Entry]:
         asked: text of each question, by id.
     """
     entries = []
-    for number, line in enumerate(durable.whole_lines(path), 1):
-        if not line.strip():
-            continue
+    for number, line in _numbered_lines(durable.whole_lines(path)):
         where = f"{path}, line {number}"
         try:
             entry = json.loads(line)

@@ -49,7 +49,6 @@ def assembly(folder):
         folder / "model", checkpoints.NANO, checkpoints.NANO, checkpoints.NANO,
         max_shard_bytes=9_000_000,
     )  # fmt: skip
-    return (folder / "model",)
 
 
 def selection(folder):
@@ -57,7 +56,6 @@ def selection(folder):
     write_lines(folder / "pool.jsonl", [conversation(number) for number in range(6)])
     settings = select.JudgingSettings(batch_size=2, dtype="float32")
     select.select(folder / "pool.jsonl", folder / "chosen.jsonl", checkpoints.NANO, 0.5, settings)
-    return (folder / "chosen.jsonl",)
 
 
 def answers(folder):
@@ -70,7 +68,6 @@ def answers(folder):
         "1", "--max-new-tokens", "8", "--engine", "transformers", "--dtype", "float32",
     ]  # fmt: skip
     assert offline.main() == 0
-    return (folder / "answers.jsonl",)
 
 
 def training(folder):
@@ -87,7 +84,6 @@ def training(folder):
     for name, value in options.items():
         flags += [f"--{name}", str(value)]
     sft.train(*sft.parse(flags))
-    return (folder / "run" / "mlp1", folder / "run" / "summary.json")
 
 
 COMMANDS = {command.__name__: command for command in (assembly, selection, answers, training)}

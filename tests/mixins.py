@@ -7,6 +7,7 @@ unpacked into .mixins, beside `parameterized`, which they need. tests/mixins_che
 classes they test, and which of the tests do not apply.
 """
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -64,10 +65,8 @@ def main():
     check = folder / "test_skywork.py"
     check.write_text((ROOT / "tests" / "mixins_check.py").read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "pytest", str(check), "-q", "-p", "no:cacheprovider"]
-    environment_path = f"{folder}:{ROOT}"
-    sys.exit(
-        subprocess.run(["env", f"PYTHONPATH={environment_path}", *command], cwd=folder).returncode
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    sys.exit(subprocess.run(command, cwd=folder, env=environment).returncode)
 
 
 if __name__ == "__main__":

@@ -287,16 +287,10 @@ def write_index(shards: list[Shard], plan: AssemblyPlan, folder: Path) -> None:
             weight_map[name] = shard.file
     total_size = total_bytes(plan, plan.shapes)
     index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-    write_json(folder / INDEX_FILE, index)
+    durable.write_json(folder / INDEX_FILE, index)
 
 
 # -- everything else -------------------------------------------------------------------------------
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file."""
-    text = json.dumps(content, ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def write_small_files(shards: list[Shard], plan: AssemblyPlan, folder: Path) -> None:
@@ -308,7 +302,7 @@ def write_small_files(shards: list[Shard], plan: AssemblyPlan, folder: Path) -> 
     write_generation_config(plan, folder)
     write_processor_files(plan, folder)
     # Last, because a directory with a config.json looks complete.
-    write_json(folder / "config.json", plan.config)
+    durable.write_json(folder / "config.json", plan.config)
 
 
 def copy_code(folder: Path) -> None:
@@ -328,7 +322,7 @@ def write_tokenizer(plan: AssemblyPlan, folder: Path) -> None:
     its own file, are those before 4.49. Some of them (before 4.43) do not know its markers of what
     the assistant writes.
     """
-    write_json(folder / "tokenizer.json", plan.tokenizer)
+    durable.write_json(folder / "tokenizer.json", plan.tokenizer)
     template_path = ROOT / CHAT_TEMPLATES[plan.config["template"]]
     control_tokens = [token["content"] for token in plan.tokenizer["added_tokens"]]
     template = with_control_tokens(template_path.read_text(encoding="utf-8"), control_tokens)
@@ -339,7 +333,7 @@ def write_tokenizer(plan: AssemblyPlan, folder: Path) -> None:
     tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
     tokenizer_config["padding_side"] = "left"
     tokenizer_config["chat_template"] = without_generation_markers(template)
-    write_json(folder / "tokenizer_config.json", tokenizer_config)
+    durable.write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def with_control_tokens(template: str, control_tokens: Sequence[str]) -> str:
@@ -367,7 +361,7 @@ def write_generation_config(plan: AssemblyPlan, folder: Path) -> None:
         if token_id is not None:
             generation_config[key] = token_id
     generation_config["do_sample"] = False
-    write_json(folder / name, generation_config)
+    durable.write_json(folder / name, generation_config)
 
 
 def write_processor_files(plan: AssemblyPlan, folder: Path) -> None:
@@ -377,10 +371,10 @@ def write_processor_files(plan: AssemblyPlan, folder: Path) -> None:
     preprocessing["crop_size"] = plan.model_config.tile_size
     for name in TILING_SETTINGS:
         preprocessing[name] = plan.config[name]
-    write_json(folder / "preprocessor_config.json", preprocessing)
+    durable.write_json(folder / "preprocessor_config.json", preprocessing)
     processing = read_json(ROOT / "processor_config.json")
     processing["num_image_token"] = plan.model_config.num_image_token
-    write_json(folder / "processor_config.json", processing)
+    durable.write_json(folder / "processor_config.json", processing)
 
 
 # -- command line ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from preprocessor.image_loading import open_image
-from preprocessor.image_settings import OPENING_NAMES
+from preprocessor.image_settings import opening_keywords
 from preprocessor.tiling import count_tiles
 from remote_code import conversation
 from training.rows import ChatSample, SampleError, TooLongError, local_path
@@ -167,10 +167,9 @@ class SampleEncoder:
         """
         if isinstance(image, dict):  # as `datasets` gives an image that it did not decode
             image = image.get("bytes") or image.get("path")
-        settings = {name: getattr(self.image_processor, name) for name in OPENING_NAMES}
         source = local_path(image, image_root) or image
         try:
-            return open_image(source, **settings)
+            return open_image(source, **opening_keywords(self.image_processor))
         except (OSError, ValueError, TypeError) as error:
             raise SampleError(f"image: {error}") from error
 

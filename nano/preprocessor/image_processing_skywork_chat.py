@@ -27,7 +27,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 # Every sibling, also the one that a sibling imports: before 5.9 transformers copies the files that
 # this one imports itself.
 from .image_loading import open_image
-from .image_settings import SETTING_NAMES, ImageSettings, settings_of_call
+from .image_settings import SETTING_NAMES, ImageSettings, opening_keywords, settings_of_call
 from .messages import FRAME_KEY, flatten_images
 from .tiling import has_several_tiles, select_grid
 from .url_loading import download  # noqa: F401
@@ -190,7 +190,7 @@ class OpenedImage:
     @classmethod
     def read(cls, source: Any, settings: ImageSettings) -> OpenedImage:
         """Open whatever `open_image` takes."""
-        picture = open_image(source, **settings.of_opening)
+        picture = open_image(source, **opening_keywords(settings))
         if not settings.fast_resize:
             return cls(picture.size, settings, picture=picture)
         pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None]

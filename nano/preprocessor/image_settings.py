@@ -72,11 +72,6 @@ class ImageSettings:
             )
 
     @property
-    def of_opening(self) -> dict[str, Any]:
-        """The keywords of `open_image`."""
-        return {name: getattr(self, name) for name in OPENING_NAMES}
-
-    @property
     def tile_bounds(self) -> tuple[int, int]:
         """Least and largest number of tiles of an image, thumbnail not counted."""
         if not self.dynamic_image_size:
@@ -117,6 +112,25 @@ WITHOUT_EFFECT = (
 IMAGE_KEYWORDS = (*CALL_SETTINGS, "dtype", *FIXED_STEPS, *WITHOUT_EFFECT)
 
 
+def opening_keywords(settings: Any) -> dict[str, Any]:
+    """The keywords of `open_image`, of an object that has every setting as an attribute."""
+    return {name: getattr(settings, name) for name in OPENING_NAMES}
+
+
+def check_fixed(name: str, value: Any, fixed: dict[str, tuple[bool, str]]) -> None:
+    """Check that a keyword asks for what is done anyway.
+
+    Args:
+        fixed: for each name the value that describes what is done, and the reason.
+
+    Raises:
+        ValueError: it asks for something else.
+    """
+    expected, reason = fixed[name]
+    if value is not None and value != expected:
+        raise ValueError(f"{name}={value!r}: {reason}. Leave it out.")
+
+
 def settings_of_call(defaults: Any, replacements: dict[str, Any]) -> ImageSettings:
     """The settings of one call.
 
@@ -136,9 +150,7 @@ def settings_of_call(defaults: Any, replacements: dict[str, Any]) -> ImageSettin
         if name in CALL_SETTINGS:
             values[ALIASES.get(name, name)] = value
         elif name in FIXED_STEPS:
-            expected, reason = FIXED_STEPS[name]
-            if value != expected:
-                raise ValueError(f"{name}={value!r}: {reason}. Leave it out.")
+            check_fixed(name, value, FIXED_STEPS)
         else:
             raise TypeError(
                 f"{name}={value!r} is no setting of a call; expected {', '.join(CALL_SETTINGS)} or "

@@ -26,8 +26,6 @@ TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image", "image_url", "input_image", "image_pil", "Image")
 # The keys under which an image part has its image. A part without a type is known by its keys.
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url", "image_pil", "Image")
-
-
 VIDEO_TYPES = ("video", "video_url", "input_video")
 VIDEO_KEYS = ("video", "url", "path", "video_url")
 # An image that is a frame of a video is a dict with it under this key, and becomes a single tile.
@@ -43,6 +41,8 @@ def split_at_marks(text: str, control_tokens: Iterable[str]) -> list[str]:
     Args:
         control_tokens: the tokenizer's added tokens; `<image>` counts besides.
     """
+    if MARK not in text:  # as in nearly every text
+        return [text]
     tokens = [*control_tokens, IMAGE_PLACEHOLDER]
     before = "|".join(sorted({re.escape(token[0]) for token in tokens}))
     after = "|".join(re.escape(token[1:]) for token in tokens)
@@ -131,7 +131,7 @@ def frames_of_video(part: dict[str, Any], num_frames: int | None) -> list:
     """
     if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
         raise ValueError(f"num_frames={num_frames!r}: expected a number of frames, at least 1.")
-    video: Any = next((part[key] for key in VIDEO_KEYS if part.get(key) is not None), None)
+    video: Any = _first_value(part, VIDEO_KEYS)
     if isinstance(video, dict):
         video = video.get("url") or video.get("path")
     if isinstance(video, (list, tuple)) or getattr(video, "ndim", 0) == 4:
@@ -196,7 +196,8 @@ def _read_part(part: Any, must_have_image: bool) -> tuple[dict[str, Any], Any]:
             raise ValueError(f"The part {_shown(part)} is a text: expected a string under 'text'.")
         return {"type": "text", "text": part["text"]}, None
     if kind in IMAGE_TYPES or (kind is None and any(key in part for key in IMAGE_KEYS)):
-        image = _image_of_part(part)
+        # a dict of the OpenAI API or of `datasets` is opened as it is
+        image = _first_value(part, IMAGE_KEYS)
         if image is None and must_have_image:
             raise ValueError(
                 f"The part {_shown(part)} has no image: give it one under one of "
@@ -206,12 +207,9 @@ def _read_part(part: Any, must_have_image: bool) -> tuple[dict[str, Any], Any]:
     raise ValueError(_unknown_part(part))
 
 
-def _image_of_part(part: dict[str, Any]) -> Any:
-    """The image of a content part, or None for a bare placeholder."""
-    value = next((part[key] for key in IMAGE_KEYS if part.get(key) is not None), None)
-    if isinstance(value, dict) and isinstance(value.get("url"), str):
-        return value["url"]  # of the OpenAI API; a dict of `datasets` is opened as it is
-    return value
+def _first_value(part: dict[str, Any], keys: Iterable[str]) -> Any:
+    """What a content part has under the first of some keys that it has, or None."""
+    return next((part[key] for key in keys if part.get(key) is not None), None)
 
 
 def _unknown_part(part: Any) -> str:

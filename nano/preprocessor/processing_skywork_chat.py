@@ -28,7 +28,7 @@ from transformers.utils import logging
 
 # Only files that import no further sibling: before 5.9 transformers copies the files that this one
 # imports itself.
-from .image_settings import CALL_SETTINGS, IMAGE_KEYWORDS
+from .image_settings import CALL_SETTINGS, IMAGE_KEYWORDS, check_fixed
 from .messages import (
     IMAGE_CONTEXT,
     IMAGE_END,
@@ -510,9 +510,7 @@ def _image_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
     of_images = {}
     for name, value in keywords.items():
         if name in FIXED_KEYWORDS:
-            expected, reason = FIXED_KEYWORDS[name]
-            if value is not None and value != expected:
-                raise ValueError(f"{name}={value!r}: {reason}. Leave it out.")
+            check_fixed(name, value, FIXED_KEYWORDS)
         elif name in IMAGE_KEYWORDS or value is None:
             of_images[name] = value
         else:

@@ -120,15 +120,13 @@ def write(stage: str, folder: Path, count: int, seed: int = 0) -> Path:
     """
     (folder / stage).mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([STREAM, seed, sorted(STAGES).index(stage)])
-    temporary = folder / f"{stage}{durable.TEMPORARY}"
-    with open(temporary, "w", encoding="utf-8") as file:
+    path = folder / f"{stage}.jsonl"
+    with durable.writing(path) as file:
         for number in tqdm(range(count), desc=stage, unit="sample", mininterval=5):
             sample, is_wrong = random_sample(rng, stage)
             names = _save_images(sample, folder, f"{stage}/{number:06d}")
             row = {"id": number, "wrong": is_wrong, **row_of(sample, stage, names)}
-            file.write(json.dumps(row) + "\n")
-    path = folder / f"{stage}.jsonl"
-    temporary.replace(path)
+            file.write(json.dumps(row).encode() + b"\n")
     return path
 
 
