@@ -1,6 +1,7 @@
 # make chat          ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
 # make test          the default test suite; test-slow: the tests that it leaves out
 # make mixins        transformers' own tests of models, on the standard class
+# make clients       llama.cpp, ms-swift and LLaMA-Factory on the nano checkpoint, each in an environment of its own
 # make test-portable the core of the suite with other CPU kernels, as another machine would choose them
 # make dev           the packages of the tests, training and benchmarks, into .venv
 # make lint          rules, format and types; format: what can be put right by itself
@@ -23,7 +24,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat dev test test-slow test-portable mixins compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
+.PHONY: chat dev test test-slow test-portable mixins clients compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -53,6 +54,9 @@ test-portable: $(VENV)/.dev
 
 mixins: $(VENV)/.dev
 	$(BIN)/python -m tests.mixins
+
+clients: $(VENV)/.dev
+	$(BIN)/python -m tests.clients
 
 compat: $(VENV)/.dev
 	$(BIN)/python -m tests.compat --all --write-docs
@@ -89,4 +93,4 @@ serving-test: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest tests/vllm_check.py -p no:cacheprovider
 
 clean:
-	rm -rf .compat .mixins .pytest_cache .ruff_cache .hypothesis
+	rm -rf .clients .compat .mixins .pytest_cache .ruff_cache .hypothesis

@@ -24,6 +24,8 @@ ROOMS = (
     "benchmarks",
     "evaluation",
     "examples",
+    "export",
+    "integrations",
     "memory",
     "preprocessor",
     "serving",

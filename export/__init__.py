@@ -1,0 +1,1 @@
+"""Writes a checkpoint in the formats of other programs."""

@@ -1,0 +1,1 @@
+"""Files that other programs load, so that they know this model."""
