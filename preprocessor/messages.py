@@ -9,6 +9,7 @@ this folder, since transformers resolves relative imports of remote code within 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -70,7 +71,8 @@ def read_messages(
     """Messages for the chat template, and the images of all their content parts, in order.
 
     Args:
-        messages: `{"role", "content"}` and what else a message has.
+        messages: `{"role", "content"}` and what else a message has; or objects with these fields,
+            as clients of an API have them (dataclasses, pydantic models).
         must_have_images: whether an image part without an image is an error. A bare placeholder,
             whose image is passed separately, is enough to render a text.
         num_frames: number of frames that are taken from each video; None is `NUM_FRAMES` of a file,
@@ -88,7 +90,7 @@ def read_messages(
     """
     plain = []
     images = []
-    for message in messages:
+    for message in map(_as_dict, messages):
         if not isinstance(message, dict) or "role" not in message:
             raise ValueError(f"{_shown(message)} is no message: expected a dict with a role.")
         content = message.get("content")
@@ -101,7 +103,7 @@ def read_messages(
                 "parts."
             )
         parts = []
-        for part in content:
+        for part in map(_as_dict, content):
             if _is_video(part):
                 frames = frames_of_video(part, num_frames)
                 for number, frame in enumerate(frames, 1):
@@ -113,6 +115,16 @@ def read_messages(
             images += [] if image is None else [image]
         plain.append({**message, "content": parts})
     return plain, images
+
+
+def _as_dict(value: Any) -> Any:
+    """A message or content part that is an object as a dict, without its fields of None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {name: field for name, field in fields.items() if field is not None}
+    if callable(getattr(value, "model_dump", None)):
+        return value.model_dump(exclude_none=True)
+    return value
 
 
 def _is_video(part: Any) -> bool:
@@ -197,7 +209,7 @@ def _read_part(part: Any, must_have_image: bool) -> tuple[dict[str, Any], Any]:
         return {"type": "text", "text": part["text"]}, None
     if kind in IMAGE_TYPES or (kind is None and any(key in part for key in IMAGE_KEYS)):
         # a dict of the OpenAI API or of `datasets` is opened as it is
-        image = _first_value(part, IMAGE_KEYS)
+        image = _as_dict(_first_value(part, IMAGE_KEYS))
         if image is None and must_have_image:
             raise ValueError(
                 f"The part {_shown(part)} has no image: give it one under one of "

@@ -545,6 +545,7 @@ def test_the_repository_loads_as_ours_and_as_clips(tmp_path):
     )
     ours.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert again.to_dict() == ours.to_dict()
     assert torch.equal(
         again(picture(60, 90))["pixel_values"], ours(picture(60, 90))["pixel_values"]
     )

@@ -6,6 +6,7 @@ generates from embeddings, the other from ids.
 """
 
 import base64
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -506,6 +507,79 @@ def test_keywords_that_say_what_is_done_anyway_are_taken(nano_processor, keyword
     ):
         assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
         assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+@pytest.mark.parametrize("keywords", [
+    {"padding": "max_length", "text_kwargs": {"padding": True}},
+    {"padding": True, "text_kwargs": {"padding": True}},
+    {"max_dynamic_patch": 2, "images_kwargs": {"max_dynamic_patch": 3}},
+    {"common_kwargs": {"padding": True}, "text_kwargs": {"padding": True}},
+    {"return_tensors": "pt", "text_kwargs": {"padding": True}, "padding": True},
+], ids=str)  # fmt: skip
+def test_a_keyword_that_is_given_twice_is_refused(nano_processor, keywords):
+    """One of the two would be ignored."""
+    with pytest.raises(ValueError, match="is given twice"):
+        nano_processor(images=CALCULATION, text="<image>\nCalculate.", **keywords)
+    in_a_template = {name: value for name, value in keywords.items() if name != "common_kwargs"}
+    if len(in_a_template) == len(keywords):
+        with pytest.raises(ValueError, match="is given twice"):
+            inputs_of(nano_processor, [user(image())], **in_a_template)
+
+
+def test_keywords_in_dicts_reach_where_they_belong(nano_processor):
+    """As transformers' processors take them; an unknown one is an error there, too."""
+    call = {"images": CALCULATION, "text": "<image>\nCalculate."}
+    flat = nano_processor(**call, padding="max_length", max_length=200, return_tensors="pt")
+    for keywords in (
+        {"text_kwargs": {"padding": "max_length", "max_length": 200, "return_tensors": "pt"}},
+        {
+            "common_kwargs": {"return_tensors": "pt"},
+            "text_kwargs": {"padding": "max_length"},
+            "max_length": 200,
+        },
+    ):
+        assert torch.equal(nano_processor(**call, **keywords)["input_ids"], flat["input_ids"])
+    with pytest.raises(TypeError, match="stride=2 is no keyword"):
+        nano_processor(**call, text_kwargs={"stride": 2})
+
+
+@dataclasses.dataclass
+class MessageObject:
+    """A message as a client has it, with a field that is not used."""
+
+    role: str
+    content: object
+    tool_calls: object = None
+
+
+@dataclasses.dataclass
+class PartObject:
+    type: str
+    text: object = None
+    image: object = None
+
+
+class PydanticLike:
+    """What a pydantic model of an API's client looks like."""
+
+    def __init__(self, **fields):
+        self.fields = fields
+
+    def model_dump(self, exclude_none=False):
+        return {key: value for key, value in self.fields.items() if value is not None}
+
+
+@pytest.mark.parametrize("message", [
+    MessageObject("user", [PartObject("image", image=CALCULATION), PartObject("text", "Hi")]),
+    MessageObject("user", [image(), text("Hi")]),
+    PydanticLike(role="user", content=[image(), text("Hi")], tool_calls=None),
+    {"role": "user", "content": [PydanticLike(**image()), PydanticLike(**text("Hi"))]},
+], ids=["dataclasses", "dicts in a dataclass", "pydantic", "pydantic in a dict"])  # fmt: skip
+def test_messages_may_be_objects(nano_processor, message):
+    expected = inputs_of(nano_processor, [user(image(), text("Hi"))])
+    found = inputs_of(nano_processor, [message])
+    assert torch.equal(found["input_ids"], expected["input_ids"])
+    assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
 def test_a_variable_that_the_template_does_not_know_is_named(nano_processor, caplog):

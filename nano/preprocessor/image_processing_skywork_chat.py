@@ -167,8 +167,12 @@ class SkyworkImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as they are written to preprocessor_config.json."""
-        fields = super().to_dict()
-        return {name: value for name, value in fields.items() if not name.startswith("_")}
+        fields = {
+            name: value for name, value in super().to_dict().items() if not name.startswith("_")
+        }
+        # A list, as it is after reading: JSON has no tuples
+        fields["image_formats"] = list(self.image_formats)
+        return fields
 
 
 @dataclasses.dataclass

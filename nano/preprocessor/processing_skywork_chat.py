@@ -70,11 +70,20 @@ class TextSettings:
     return_mm_token_type_ids: bool = False
 
     def updated(self, given: dict[str, Any] | None) -> TextSettings:
-        """A copy with those settings that are in a dict, such as transformers' `text_kwargs`."""
-        given = given or {}
-        return dataclasses.replace(
-            self, **{name: given[name] for name in TEXT_KEYWORDS if name in given}
-        )
+        """A copy with those settings that are in a dict, such as transformers' `text_kwargs`.
+
+        Raises:
+            ValueError: a setting that has been given before.
+        """
+        new = {name: value for name, value in (given or {}).items() if name in TEXT_KEYWORDS}
+        default = TextSettings()
+        for name, value in new.items():
+            if getattr(self, name) != getattr(default, name):
+                raise ValueError(
+                    f"{name} is given twice, as {getattr(self, name)!r} and {value!r}: give it "
+                    "once."
+                )
+        return dataclasses.replace(self, **new)
 
 
 TEXT_KEYWORDS = tuple(field.name for field in dataclasses.fields(TextSettings))
@@ -182,7 +191,8 @@ class SkyworkChatProcessor(ProcessorMixin):
             (tiles, 3, side, side).
 
         Raises:
-            ValueError: fewer `<image>` than images, no text, or truncation through an image.
+            ValueError: fewer `<image>` than images, no text, truncation through an image, or a
+                keyword that is given twice.
             TypeError: a keyword that is known neither here nor to the image processor.
         """
         settings = TextSettings(
@@ -194,12 +204,14 @@ class SkyworkChatProcessor(ProcessorMixin):
             add_special_tokens,
             return_attention_mask,
             return_mm_token_type_ids,
-        ).updated(text_kwargs)
-        return_tensors = kwargs.pop("common_kwargs", {}).get("return_tensors", return_tensors)
+        )
+        nested = _merged(kwargs.pop("common_kwargs", None), text_kwargs)
+        return_tensors = nested.pop("return_tensors", return_tensors)
+        settings = settings.updated(nested)
         if text is None:
             raise ValueError("No text was given; for images alone call processor.image_processor.")
         texts = [text] if isinstance(text, str) else list(text)
-        image_keywords = _image_keywords({**kwargs, **(images_kwargs or {})})
+        image_keywords = _image_keywords(_merged(kwargs, images_kwargs, _not_of_text(nested)))
         data = self._make_inputs(texts, images, settings, image_keywords)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
@@ -458,9 +470,9 @@ def _split_keywords(
     variables = {}
     for name, value in keywords.items():
         if name in ("processor_kwargs", "images_kwargs"):
-            of_call.update(value or {})
+            of_call = _merged(of_call, value)
         elif name in ("text_kwargs", "num_frames") or name in known:
-            of_call[name] = value
+            of_call = _merged(of_call, {name: value})
         elif name in variables_of_template:
             variables[name] = value
         elif value is not None and not hasattr(DEFAULT_GENERATION, name):
@@ -492,12 +504,30 @@ def _settings_of_call(keywords: dict[str, Any]) -> tuple[TextSettings, dict[str,
     settings = TextSettings().updated(keywords.get("text_kwargs")).updated(keywords)
     # The template has written the special tokens, whatever TRL asks for.
     settings = dataclasses.replace(settings, add_special_tokens=False)
-    of_images = {
-        name: value
-        for name, value in keywords.items()
-        if name != "text_kwargs" and name not in TEXT_KEYWORDS
-    }
-    return settings, _image_keywords(of_images)
+    nested = keywords.get("text_kwargs") or {}
+    flat = {name: value for name, value in keywords.items() if name != "text_kwargs"}
+    return settings, _image_keywords(_merged(_not_of_text(flat), _not_of_text(nested)))
+
+
+def _not_of_text(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in keywords.items() if name not in TEXT_KEYWORDS}
+
+
+def _merged(*keywords: dict[str, Any] | None) -> dict[str, Any]:
+    """All keywords of several dicts, some of which may be None.
+
+    Raises:
+        ValueError: a keyword that is in two of them.
+    """
+    merged: dict[str, Any] = {}
+    for some in keywords:
+        for name, value in (some or {}).items():
+            if name in merged:
+                raise ValueError(
+                    f"{name} is given twice, as {merged[name]!r} and {value!r}: give it once."
+                )
+            merged[name] = value
+    return merged
 
 
 def _image_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
