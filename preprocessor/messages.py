@@ -119,12 +119,13 @@ def read_messages(
 
 def _as_dict(value: Any) -> Any:
     """A message or content part that is an object as a dict, without its fields of None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, (dict, str)):
+        return value
+    if dataclasses.is_dataclass(value):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {name: field for name, field in fields.items() if field is not None}
-    if callable(getattr(value, "model_dump", None)):
-        return value.model_dump(exclude_none=True)
-    return value
+    to_dict = getattr(value, "model_dump", None)
+    return to_dict(exclude_none=True) if callable(to_dict) else value
 
 
 def _is_video(part: Any) -> bool:

@@ -178,8 +178,7 @@ class SkyworkChatProcessor(ProcessorMixin):
             padding_side: "left" or "right"; by default the tokenizer's (left).
             truncation: cut texts at `max_length`, except that image tokens are never cut.
             max_length: in tokens.
-            add_special_tokens: put the begin-of-sentence token in front where the text does not
-                start with it.
+            add_special_tokens: put the begin-of-sentence token in front where it is not there.
             return_tensors: "pt", "np" or None (lists of ids; pixel_values are always tensors).
             images_kwargs, text_kwargs: more settings, as transformers' processors take them.
             pad_to_multiple_of: round the length up to a multiple of this.
@@ -187,12 +186,10 @@ class SkyworkChatProcessor(ProcessorMixin):
             kwargs: go to the image processor.
 
         Returns:
-            `BatchFeature`: input_ids, attention_mask, each (texts, length), and pixel_values
-            (tiles, 3, side, side).
+            Input_ids, attention_mask, each (texts, length), pixel_values (tiles, 3, side, side).
 
         Raises:
-            ValueError: fewer `<image>` than images, no text, truncation through an image, or a
-                keyword that is given twice.
+            ValueError: fewer `<image>` than images, no text, a cut image, or a keyword given twice.
             TypeError: a keyword that is known neither here nor to the image processor.
         """
         settings = TextSettings(

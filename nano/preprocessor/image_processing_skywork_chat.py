@@ -171,7 +171,7 @@ class SkyworkImageProcessor(BaseImageProcessor):
             name: value for name, value in super().to_dict().items() if not name.startswith("_")
         }
         # A list, as it is after reading: JSON has no tuples
-        fields["image_formats"] = list(self.image_formats)
+        fields["image_formats"] = list(fields["image_formats"])
         return fields
 
 
