@@ -319,7 +319,10 @@ def smoke_run(tmp_path_factory, fast_muon):
         pipeline.SMOKE,
         train=lambda arguments: sft.train(*sft.parse(arguments)),
     )
-    run.all()
+    with pytest.MonkeyPatch.context() as patch:
+        # Models of a few steps end no answer by themselves
+        patch.setitem(evaluation.OPTIONS, "max_new_tokens", 8)
+        run.all()
     return run
 
 
