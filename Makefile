@@ -1,7 +1,7 @@
 # make chat          ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
 # make test          the default test suite; test-slow: the tests that it leaves out
 # make mixins        transformers' own tests of models, on the standard class
-# make clients       llama.cpp, ms-swift and LLaMA-Factory on the nano checkpoint, each in an environment of its own
+# make clients       llama.cpp, ms-swift, LLaMA-Factory and lmms-eval on the nano checkpoint, each in an environment of its own
 # make test-portable the core of the suite with other CPU kernels, as another machine would choose them
 # make dev           the packages of the tests, training and benchmarks, into .venv
 # make lint          rules, format and types; format: what can be put right by itself

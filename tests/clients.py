@@ -18,11 +18,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".clients"
-# Name to the package as pip takes it, and the file of its checks
+# Name to the packages as pip takes them, and the file of its checks
 CLIENTS = {
     "llama.cpp": ("llama-cpp-python==0.3.36", "llama_cpp_check.py"),
     "ms-swift": ("ms-swift==4.6.0", "swift_check.py"),
     "LLaMA-Factory": ("llamafactory==0.9.5", "llama_factory_check.py"),
+    # Its adapter imports decord, which it does not name among its requirements.
+    "lmms-eval": ("lmms-eval==0.7.3 decord", "lmms_eval_check.py"),
 }
 
 
@@ -39,7 +41,7 @@ def environment(name: str, requirement: str) -> Path:
     # Behind the environment's own packages on the path, so its versions come first
     (packages / "test_packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     print(f"Installing {requirement} into {folder} (once)", flush=True)
-    subprocess.run([str(python), "-m", "pip", "install", "-q", requirement], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "-q", *requirement.split()], check=True)
     installed.write_text(requirement)
     return python
 
