@@ -31,9 +31,9 @@ class ImageFeatureMixin:
         vision_model: the vision tower.
         mlp1: the projector.
         img_context_token_id: the id of the image tokens.
-        whole_batches_of_tiles: whether tiles are encoded at once while training. Training with
-            parameters sharded over processes (FSDP, ZeRO-3) sets it: every process has to call
-            every module equally often.
+        whole_batches_of_tiles: whether all tiles are encoded at once. Training with parameters
+            sharded over processes (FSDP, ZeRO-3) sets it, for its evaluations too: every process
+            has to call every module equally often.
     """
 
     whole_batches_of_tiles = False
@@ -83,8 +83,8 @@ class ImageFeatureMixin:
         device = self.vision_model.embeddings.patch_embedding.weight.device
         if device.type != "meta":  # of an offloaded tower a hook moves the inputs
             pixel_values = pixel_values.to(device)
-        is_sharded = self.training and self.whole_batches_of_tiles
-        if is_sharded or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        at_once = self.whole_batches_of_tiles
+        if at_once or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return self._encode_tiles(pixel_values)
         num_pixels = pixel_values.shape[-2] * pixel_values.shape[-1]
         num_positions = 1 + num_pixels // self.config.vision_config.patch_size**2
