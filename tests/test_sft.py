@@ -224,13 +224,19 @@ def sharded_config(kind, folder, mixed_precision):
 
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
-    """The same losses and weights, also when resumed, on two CPUs: see tests/sharded_on_cpu.py."""
+    """The same losses and weights, also when resumed, on two CPUs: see tests/sharded_on_cpu.py.
+
+    Evaluations are in between, of 10 samples, some of which have more tiles than others.
+    """
     config = sharded_config(kind, tmp_path, "no")
     settings = {
         "max_steps": 4,
         "gradient_checkpointing": "true",
         "save_strategy": "steps",
         "save_steps": 2,
+        "eval_share": 0.25,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
     }
     run(samples, tmp_path / "one", **settings)
     flags = arguments(
@@ -240,6 +246,9 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
         finish(launch(flags, config, "tests.sharded_on_cpu"))
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
         summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+        # Batches are half as large there, and the mean is over batches
+        evaluated = json.loads((tmp_path / "one" / "summary.json").read_text())["eval_loss"]
+        assert summary["eval_loss"] == pytest.approx(evaluated, rel=0.1)
         assert (
             summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 171
         )

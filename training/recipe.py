@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 # trl exports its names lazily, which static tools do not see
+from transformers import IntervalStrategy
 from trl import SFTConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
+from training.optimizer import RATE_OF_PART
 from training.parts import TRAINABLE, names_among
 
 if TYPE_CHECKING:
@@ -105,6 +107,49 @@ class RecipeArguments:
             "Dtype of the loaded weights; the parts that train are held in float32 all the same."
         ),
     )
+    vision_lr: float | None = dataclasses.field(
+        default=None, metadata=_described("Learning rate of vision_model, if not learning_rate.")
+    )
+    vision_layer_decay: float = dataclasses.field(
+        default=1.0,
+        metadata=_described(
+            "Factor on the learning rate from a layer of vision_model to the one below, in (0, 1]."
+        ),
+    )
+    mlp1_lr: float | None = dataclasses.field(
+        default=None, metadata=_described("Learning rate of mlp1, if not learning_rate.")
+    )
+    language_model_lr: float | None = dataclasses.field(
+        default=None,
+        metadata=_described("Learning rate of language_model or lora, if not learning_rate."),
+    )
+    eval_data: list[str] | None = dataclasses.field(
+        default=None,
+        metadata=_described("Data to evaluate on while training, in the form of data."),
+    )
+    eval_share: float = dataclasses.field(
+        default=0.0,
+        metadata=_described(
+            "Share of the data that is evaluated on and not trained on, in [0, 1)."
+        ),
+    )
+    eval_answers: int = dataclasses.field(
+        default=0,
+        metadata=_described(
+            "Number of samples to evaluate on that are also asked: eval_right is the share whose "
+            "answer in the box is right."
+        ),
+    )
+    eval_new_tokens: int = dataclasses.field(
+        default=512, metadata=_described("Longest answer to such a question, in tokens.")
+    )
+    early_stopping_patience: int | None = dataclasses.field(
+        default=None,
+        metadata=_described(
+            "Stop after so many evaluations without a better metric_for_best_model; needs "
+            "load_best_model_at_end."
+        ),
+    )
     lora_rank: int = dataclasses.field(default=16, metadata=_described("Rank r of LoRA."))
     lora_alpha: int = dataclasses.field(default=32, metadata=_described("Scale alpha of LoRA."))
     lora_dropout: float = dataclasses.field(default=0.0, metadata=_described("Dropout of LoRA."))
@@ -131,6 +176,85 @@ class RecipeArguments:
             )
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share={self.max_broken_share} must be in [0, 1).")
+        self._check_rates()
+        self._check_evaluation()
+
+    def _check_rates(self) -> None:
+        """Raise ValueError for learning rates that are none, or of parts that do not train."""
+        if not 0 < self.vision_layer_decay <= 1:
+            raise ValueError(f"vision_layer_decay={self.vision_layer_decay} must be in (0, 1].")
+        trained = {"language_model" if part == "lora" else part for part in self.train}
+        for part, key in RATE_OF_PART.items():
+            rate = getattr(self, key)
+            if rate is not None and part not in trained:
+                raise ValueError(
+                    f"{key}={rate:g}, but train: {self.train} does not name {part}. Name it, or "
+                    f"leave out {key}."
+                )
+            if rate is not None and rate <= 0:
+                raise ValueError(f"{key}={rate:g} must be above 0.")
+        if self.vision_layer_decay != 1 and "vision_model" not in trained:
+            raise ValueError("vision_layer_decay needs vision_model among what trains.")
+
+    def _check_evaluation(self) -> None:
+        """Raise ValueError for an evaluation without data, or of contradictory data."""
+        if isinstance(self.eval_data, str):
+            self.eval_data = [self.eval_data]
+        if not 0 <= self.eval_share < 1:
+            raise ValueError(f"eval_share={self.eval_share} must be in [0, 1).")
+        if self.eval_data and self.eval_share:
+            raise ValueError(
+                "eval_data and eval_share exclude each other: data of its own, or a share."
+            )
+        if self.eval_share and self.streaming:
+            raise ValueError("eval_share: a stream has no share to take; name eval_data.")
+        if self.eval_answers < 0 or self.eval_new_tokens < 1:
+            raise ValueError(
+                f"eval_answers={self.eval_answers} and eval_new_tokens={self.eval_new_tokens}: "
+                "expected at least 0 and 1."
+            )
+        if not self.is_evaluated and (self.eval_answers or self.early_stopping_patience):
+            raise ValueError(
+                "eval_answers and early_stopping_patience need eval_data or eval_share."
+            )
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there are data to evaluate on."""
+        return bool(self.eval_data or self.eval_share)
+
+
+EVAL_BATCH_SIZE_OF_TRAINER = 8  # transformers' default
+PREPARED_HERE = "samples are encoded and put together here, not by TRL"
+LOSS_ON_ANSWERS = "the loss is on answers, and on nothing else"
+PROMPT_OF_MODEL = "the prompt is that of the model's own template and tokens"
+# Settings of TRL's SFTConfig that would change nothing, and why
+WITHOUT_EFFECT = {
+    "dataset_kwargs": PREPARED_HERE,
+    "dataset_num_proc": PREPARED_HERE,
+    "dataset_text_field": PREPARED_HERE,
+    "packing": f"{PREPARED_HERE}; group samples by length (train_sampling_strategy)",
+    "packing_strategy": PREPARED_HERE,
+    "eval_packing": PREPARED_HERE,
+    "padding_free": PREPARED_HERE,
+    "pad_to_multiple_of": PREPARED_HERE,
+    "shuffle_dataset": "Trainer shuffles by itself (train_sampling_strategy: random)",
+    "truncation_mode": "a sample is never cut; see long_samples",
+    "completion_only_loss": LOSS_ON_ANSWERS,
+    "assistant_only_loss": LOSS_ON_ANSWERS,
+    "chat_template_path": PROMPT_OF_MODEL,
+    "eos_token": PROMPT_OF_MODEL,
+    "pad_token": PROMPT_OF_MODEL,
+    "router_aux_loss_coef": "the model has no experts",
+}
+# Keywords of from_pretrained that a recipe says otherwise
+SAID_OTHERWISE = {
+    "dtype": "model_dtype",
+    "torch_dtype": "model_dtype",
+    "trust_remote_code": "it is always trusted",
+    "device_map": "accelerate places the model",
+    "revision": "name a local directory of that revision as model",
+}
 
 
 @dataclasses.dataclass
@@ -138,12 +262,27 @@ class TrainingConfig(SFTConfig):
     """TRL's settings for samples that are encoded here.
 
     It skips TRL's dataset preparation and keeps all columns.
+
+    Raises:
+        ValueError: a setting that would change nothing, by name.
     """
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(SFTConfig):
+            value = getattr(self, field.name)
+            if field.name in WITHOUT_EFFECT and value != field.default:
+                raise ValueError(
+                    f"{field.name}={value!r} has no effect: {WITHOUT_EFFECT[field.name]}. Leave it "
+                    "out."
+                )
         self.dataset_kwargs = {"skip_prepare_dataset": True}
         self.remove_unused_columns = False
         super().__post_init__()
+        for name in self.model_init_kwargs or {}:
+            if name in SAID_OTHERWISE:
+                raise ValueError(
+                    f"model_init_kwargs: {name} cannot be given here: {SAID_OTHERWISE[name]}."
+                )
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[RecipeArguments, TrainingConfig]:
@@ -195,3 +334,28 @@ def set_accumulation(config: TrainingConfig, global_batch_size: int) -> None:
             f"{config.world_size} processes."
         )
     config.gradient_accumulation_steps = global_batch_size // at_once
+
+
+def set_evaluation(recipe: RecipeArguments, config: TrainingConfig) -> None:
+    """Set what follows for evaluations while training.
+
+    Without another word there is one at the end of each epoch; its batches are those of training,
+    and logits, which are large, are not kept.
+
+    Args:
+        config: changed in place.
+
+    Raises:
+        ValueError: evaluations without data.
+    """
+    config.prediction_loss_only = True
+    if config.eval_strategy != "no" and not recipe.is_evaluated:
+        raise ValueError(
+            f"eval_strategy={config.eval_strategy!s} needs data: set eval_data or eval_share."
+        )
+    if not recipe.is_evaluated:
+        return
+    if config.eval_strategy == "no":
+        config.eval_strategy = IntervalStrategy.EPOCH
+    if config.per_device_eval_batch_size == EVAL_BATCH_SIZE_OF_TRAINER:
+        config.per_device_eval_batch_size = config.per_device_train_batch_size

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import torch
 from transformers.utils import logging
 
 from training.recipe import RecipeArguments, TrainingConfig
@@ -44,10 +45,58 @@ def build_dataset(
     if recipe.streaming:
         stream = _open_stream(recipe, config, encoder)
         return stream.dataset, stream
-    conversations = _open_conversations(recipe, encoder)
-    lines = datasets.Dataset.from_dict({"line": list(range(len(conversations)))})
+    conversations = _open_conversations(recipe, recipe.data, encoder)
+    if recipe.eval_share:
+        numbers, _ = _split(len(conversations), recipe.eval_share, config.seed)
+        conversations = conversations.restricted(numbers)
+    return _as_dataset(conversations), conversations
+
+
+def build_eval_dataset(
+    recipe: RecipeArguments,
+    config: TrainingConfig,
+    encoder: SampleEncoder,
+    source: Conversations | StreamedConversations,
+) -> datasets.Dataset | None:
+    """What a recipe evaluates on while it trains, as `build_dataset` gives it, or None.
+
+    Args:
+        source: of the training data, of which `eval_share` takes a part.
+
+    Raises:
+        FileNotFoundError: a data file that does not exist.
+        SampleError: too many broken samples.
+    """
+    if recipe.eval_data:
+        return _as_dataset(_open_conversations(recipe, recipe.eval_data, encoder))
+    if recipe.eval_share and isinstance(source, Conversations):
+        _, numbers = _split(len(source), recipe.eval_share, config.seed)
+        return _as_dataset(source.restricted(numbers))
+    return None
+
+
+def _as_dataset(conversations: Conversations) -> datasets.Dataset:
+    """The samples in use, encoded as they are asked for, in one column, "sample"."""
+    lines = datasets.Dataset.from_dict({"line": list(conversations.numbers)})
     # A partial, because spawned workers get the data set as a pickle.
-    return lines.with_transform(functools.partial(_encode_lines, conversations)), conversations
+    return lines.with_transform(functools.partial(_encode_lines, conversations))
+
+
+def _split(count: int, eval_share: float, seed: int) -> tuple[list[int], list[int]]:
+    """The numbers of samples to train on, and of those to evaluate on, each in order.
+
+    Raises:
+        ValueError: one of the two has no sample.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(count, generator=generator).tolist()
+    evaluated = round(eval_share * count)
+    if not 0 < evaluated < count:
+        raise ValueError(
+            f"eval_share={eval_share:g} of {count} samples leaves none to train on, or none to "
+            "evaluate on."
+        )
+    return sorted(shuffled[evaluated:]), sorted(shuffled[:evaluated])
 
 
 def _encode_lines(
@@ -59,21 +108,24 @@ def _encode_lines(
 
 def _check_data(recipe: RecipeArguments, config: TrainingConfig) -> None:
     """Raise ValueError if a recipe names data that do not go together."""
-    is_mixed = any(source.startswith(DATASETS_PREFIX) for source in recipe.data)
-    if is_mixed and len(recipe.data) > 1:
-        raise ValueError("data: one `datasets:` source, or any number of JSONL files.")
+    for key, data in (("data", recipe.data), ("eval_data", recipe.eval_data or [])):
+        is_mixed = any(source.startswith(DATASETS_PREFIX) for source in data)
+        if is_mixed and len(data) > 1:
+            raise ValueError(f"{key}: one `datasets:` source, or any number of JSONL files.")
     if recipe.streaming and config.max_steps <= 0:
         raise ValueError("streaming: the number of samples is not known, so max_steps is needed.")
 
 
-def _open_conversations(recipe: RecipeArguments, encoder: SampleEncoder) -> Conversations:
-    """The samples of a recipe by number."""
-    name = recipe.data[0]
+def _open_conversations(
+    recipe: RecipeArguments, data: Sequence[str], encoder: SampleEncoder
+) -> Conversations:
+    """The samples of a recipe's `data` or `eval_data` by number."""
+    name = data[0]
     if name.startswith(DATASETS_PREFIX):
         return ConversationTable(
             _load_table(name), name, encoder, recipe.image_root, recipe.max_broken_share
         )
-    return ConversationFile(recipe.data, encoder, recipe.image_root, recipe.max_broken_share)
+    return ConversationFile(data, encoder, recipe.image_root, recipe.max_broken_share)
 
 
 def _open_stream(

@@ -7,7 +7,6 @@ the history, `loss.png` its losses, and `summary.json` what came out.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import durable
+from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
 from training.trainer import RecipeTrainer
 
@@ -33,7 +33,13 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
     Returns:
         Values that JSON has; the losses are None where fewer steps were taken than are logged.
     """
-    losses = list(losses_of_steps(trainer.state.log_history).values()) or [None]
+    history = trainer.state.log_history
+    losses = list(values_by_step(history, "loss").values()) or [None]
+    evaluations = {}
+    for key in ("eval_loss", "eval_right"):
+        values = list(values_by_step(history, key).values())
+        if values:
+            evaluations[key] = {"first": values[0], "last": values[-1]}
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds),
@@ -42,16 +48,9 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
         "samples": trainer.source.counts.over_processes(trainer.accelerator),
         "first_loss": losses[0],
         "last_loss": losses[-1],
+        **evaluations,
+        "best_checkpoint": trainer.state.best_model_checkpoint,
     }
-
-
-def losses_of_steps(history: list[dict[str, Any]]) -> dict[int, float]:
-    """The losses of a Trainer's history, by optimizer step."""
-    losses = {}
-    for entry in history:
-        if "loss" in entry:
-            losses[entry["step"]] = entry["loss"]
-    return losses
 
 
 def trained_sizes(model: Any) -> dict[str, int]:
@@ -81,9 +80,8 @@ def write_results(
     # While results are written, those of an earlier start are not complete.
     (folder / "summary.json").unlink(missing_ok=True)
     save_results(trainer, recipe, folder, gathered)
-    log = "".join(json.dumps(entry) + "\n" for entry in history)
-    durable.write_text(folder / "log.jsonl", log)
-    plot_losses(history, folder / "loss.png")
+    write_log(history, folder)
+    plot_history(history, folder / PLOT_FILE)
     summary["results"] = {name: durable.sizes_of_files(folder / name) for name in recipe.save}
     durable.write_json(folder / "summary.json", summary)
 
@@ -145,21 +143,3 @@ def _save_projector(model: Any, weights: Weights, dtype: torch.dtype, folder: Pa
             projector[name] = tensor.detach().to("cpu", dtype).contiguous()
     save_file(projector, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.save_pretrained(folder)
-
-
-def plot_losses(history: list[dict[str, Any]], path: Path) -> None:
-    """Write a plot of the losses of a Trainer's history as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    losses = losses_of_steps(history)
-    figure, axes = plt.subplots(figsize=(7, 4))
-    axes.plot(list(losses), list(losses.values()))
-    axes.set(xlabel="optimizer step", ylabel="loss of answers", title=path.parent.name)
-    axes.grid(alpha=0.3)
-    figure.tight_layout()
-    with durable.writing(path) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)

@@ -47,7 +47,15 @@ DECISIVE_SETTINGS = (
 )
 # Values of a recipe that may change while a training goes on. The global batch size is described by
 # the samples of a step.
-FREE_VALUES = ("save", "max_broken_share", "global_batch_size")
+FREE_VALUES = (
+    "save",
+    "max_broken_share",
+    "global_batch_size",
+    "eval_data",
+    "eval_answers",
+    "eval_new_tokens",
+    "early_stopping_patience",
+)
 
 
 def describe_run(

@@ -30,8 +30,15 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.hub import cached_file
 
 from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
-from training.recipe import RecipeArguments, TrainingConfig, lora_config, parse, set_accumulation
-from training.recipe_data import build_dataset, workers_of_stream
+from training.recipe import (
+    RecipeArguments,
+    TrainingConfig,
+    lora_config,
+    parse,
+    set_accumulation,
+    set_evaluation,
+)
+from training.recipe_data import build_dataset, build_eval_dataset, workers_of_stream
 from training.results import Weights, summarize, trained_sizes, write_results
 from training.resume import check_same_run, describe_run, finished, is_at_end, last_checkpoint
 from training.sample_encoder import Collator, SampleEncoder
@@ -88,6 +95,7 @@ def make_trainer(
     _check_processes(recipe, config, is_sharded)
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
+    set_evaluation(recipe, config)
     processor: Any = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
     encoder = _make_encoder(recipe, config, processor)
     data, source = build_dataset(recipe, config, encoder)
@@ -96,16 +104,20 @@ def make_trainer(
     if config.process_index == 0:  # before 38 billion parameters are read
         described = describe_run(recipe, config, source.fingerprint)
         check_same_run(str(config.output_dir), described)
-    model = _load_model(recipe, is_sharded)
+    keywords: Any = config.model_init_kwargs or {}
+    model = _load_model(recipe, is_sharded, keywords)
+    config.model_init_kwargs = None  # done; TRL would warn that it ignores them
     frozen = None if is_sharded else checksums(model)
     trainer = RecipeTrainer(
         model,
         args=config,
         train_dataset=data,
+        eval_dataset=build_eval_dataset(recipe, config, encoder, source),
         data_collator=_make_collator(processor),
         processing_class=processor,
         peft_config=lora_config(recipe),
         source=source,
+        recipe=recipe,
     )
     return trainer, frozen
 
@@ -127,6 +139,11 @@ def _check_processes(recipe: RecipeArguments, config: TrainingConfig, is_sharded
             f"{config.n_gpu} GPUs are visible to one process: start one for each with `accelerate "
             "launch --config_file training/recipes/accelerate/….yaml -m training.sft …`, or show "
             "it one with CUDA_VISIBLE_DEVICES=0."
+        )
+    if is_sharded and recipe.eval_answers:
+        raise ValueError(
+            "eval_answers: a model that is sharded over processes cannot be asked while it trains. "
+            "Leave it out; eval_loss works."
         )
     if is_sharded and "lora" in recipe.train and recipe.save != ["adapter"]:
         raise ValueError(
@@ -172,10 +189,17 @@ def _collate_rows(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, t
     return collator([row["sample"] for row in rows])
 
 
-def _load_model(recipe: RecipeArguments, is_sharded: bool) -> Any:
-    """The recipe's model, of which only what trains has gradients, and in float32."""
+def _load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, Any]) -> Any:
+    """The recipe's model, of which only what trains has gradients, and in float32.
+
+    Args:
+        keywords: of `from_pretrained`, besides those that the recipe decides.
+    """
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        recipe.model, torch_dtype=getattr(torch, recipe.model_dtype), trust_remote_code=True
+        recipe.model,
+        torch_dtype=getattr(torch, recipe.model_dtype),
+        trust_remote_code=True,
+        **keywords,
     )
     freeze(model, recipe.train)
     if is_sharded:

@@ -7,6 +7,7 @@ file and line.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -45,6 +46,18 @@ class Conversations(Dataset):
     encoder: SampleEncoder
     counts: Counts
     fingerprint: str
+    _numbers: Sequence[int] | None = None
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """The numbers of the samples that are in use, all unless it was restricted."""
+        return range(len(self)) if self._numbers is None else self._numbers
+
+    def restricted(self, numbers: Sequence[int]) -> Conversations:
+        """The same samples, of which only some are in use; no other takes the place of one."""
+        part = copy.copy(self)
+        part._numbers = numbers
+        return part
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -99,7 +112,8 @@ class Conversations(Dataset):
         """
         yield index
         generator = torch.Generator().manual_seed(index)
-        yield from torch.randperm(len(self), generator=generator).tolist()
+        for place in torch.randperm(len(self.numbers), generator=generator).tolist():
+            yield self.numbers[place]
 
 
 class LinePlace(NamedTuple):

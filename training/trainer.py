@@ -1,4 +1,7 @@
-"""TRL's SFTTrainer with checkpoints of only what trains, and samples grouped by length."""
+"""TRL's SFTTrainer with checkpoints of only what trains, and samples grouped by length.
+
+Each part of the model may have a learning rate of its own, and an evaluation may ask questions.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import TrainerState
+from torch.utils.data import Sampler, SequentialSampler
+from transformers import EarlyStoppingCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 # trl exports its names lazily, which static tools do not see
 from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
+from training.asking import count_right
+from training.optimizer import RATE_OF_PART, parameter_groups
+from training.progress import ProgressLog, Throughput, values_by_step
+from training.recipe import RecipeArguments
 from training.resume import mark_complete
 from training.sources import Conversations, StreamedConversations
 
@@ -26,14 +34,127 @@ class RecipeTrainer(SFTTrainer):
 
     Args:
         source: the samples behind `train_dataset`.
+        recipe: says the learning rates of the parts, and what is asked in an evaluation.
         arguments, keywords: those of SFTTrainer.
     """
 
     def __init__(
-        self, *arguments: Any, source: Conversations | StreamedConversations, **keywords: Any
+        self,
+        *arguments: Any,
+        source: Conversations | StreamedConversations,
+        recipe: RecipeArguments,
+        **keywords: Any,
     ) -> None:
         self.source = source
+        self.recipe = recipe
         super().__init__(*arguments, **keywords)
+        self.throughput = Throughput(self.args.world_size)
+        self.add_callback(ProgressLog())
+        if recipe.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
+
+    # -- learning rates ----------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """An optimizer with the learning rates of the recipe's parts.
+
+        Raises:
+            ValueError: an optimizer that takes no parameter groups.
+        """
+        rates = self._rates()
+        is_plain = len(set(rates.values())) == 1 and self.recipe.vision_layer_decay == 1
+        if self.optimizer is None and not is_plain:
+            trained: Any = self.model if model is None else model
+            optimizer_class, keywords = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            if "params" in keywords or "model" in keywords:
+                raise ValueError(
+                    f"optim={self.args.optim} takes no learning rate for each part: use another, "
+                    "or learning_rate alone."
+                )
+            config = self.accelerator.unwrap_model(self.model).config
+            groups = parameter_groups(
+                trained,
+                rates,
+                config.vision_config.num_hidden_layers,
+                self.recipe.vision_layer_decay,
+                {True: self.args.weight_decay, False: 0.0},
+                set(self.get_decay_parameter_names(trained)),
+            )
+            self.optimizer = optimizer_class(groups, **keywords)
+        return super().create_optimizer(model)
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of each part."""
+        rates = {}
+        for part, key in RATE_OF_PART.items():
+            rate = getattr(self.recipe, key)
+            rates[part] = self.args.learning_rate if rate is None else rate
+        return rates
+
+    # -- progress ----------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: Any = None, **keywords: Any) -> Any:
+        """As SFTTrainer's; the number of tokens goes on where a checkpoint had it."""
+        if resume_from_checkpoint:
+            path = Path(str(resume_from_checkpoint)) / "trainer_state.json"
+            before = values_by_step(
+                TrainerState.load_from_json(str(path)).log_history, "num_tokens"
+            )
+            if before:
+                self._total_train_tokens = list(before.values())[-1]
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **keywords: Any) -> torch.Tensor:
+        """As SFTTrainer's, counted."""
+        if self.throughput.first_step is None:
+            self.throughput.start(self.state.global_step)
+        self.throughput.add(inputs)
+        return super().training_step(model, inputs, *rest, **keywords)
+
+    def log(self, logs: dict[str, Any], *rest: Any, **keywords: Any) -> None:
+        """As SFTTrainer's, with samples, tokens and tiles per second, and the remaining time."""
+        if "loss" in logs:
+            logs = {**logs, **self.throughput.rates()}
+            remaining = self.throughput.remaining(self.state.global_step, self.state.max_steps)
+            if remaining is not None:
+                logs["remaining"] = remaining
+        super().log(logs, *rest, **keywords)
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, *rest: Any, metric_key_prefix: str = "eval", **keywords: Any
+    ) -> dict[str, float]:
+        """As SFTTrainer's; with `eval_answers` also the share of questions answered right."""
+        metrics = super().evaluate(
+            eval_dataset, *rest, metric_key_prefix=metric_key_prefix, **keywords
+        )
+        if self.recipe.eval_answers:
+            share = {f"{metric_key_prefix}_right": self._share_right(eval_dataset)}
+            metrics.update(share)
+            self.log(share)
+        return metrics
+
+    def _share_right(self, eval_dataset: Any) -> float:
+        """The share of right answers to the first `eval_answers` samples, over all processes."""
+        data: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        count = min(self.recipe.eval_answers, len(data))
+        mine = range(self.args.process_index, count, self.args.world_size)
+        model = self.accelerator.unwrap_model(self.model)
+        processor: Any = self.processing_class
+        was_training = model.training
+        model.eval()
+        right = count_right(
+            model,
+            processor.tokenizer,
+            (data[number]["sample"] for number in mine),
+            self.recipe.eval_new_tokens,
+        )
+        model.train(was_training)
+        total: Any = self.accelerator.reduce(torch.tensor(right, device=self.accelerator.device))
+        return int(total) / count
+
+    # -- checkpoints -------------------------------------------------------------------------------
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
@@ -92,7 +213,7 @@ class RecipeTrainer(SFTTrainer):
         is_by_length = self.args.train_sampling_strategy == "group_by_length"
         if not is_by_length or not isinstance(self.source, Conversations):
             return super()._get_train_sampler(train_dataset)
-        lengths = [self.source.length(index) for index in range(len(self.source))]
+        lengths = [self.source.length(number) for number in self.source.numbers]
         # The size of a step over all processes, so that their number does not change the order
         samples_of_step = (
             self.args.train_batch_size
@@ -100,6 +221,10 @@ class RecipeTrainer(SFTTrainer):
             * self.args.world_size
         )
         return EpochSeededLengthSampler(samples_of_step, lengths, self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
+        """In the order of the data: a mean does not depend on it."""
+        return SequentialSampler(eval_dataset)
 
 
 class EpochSeededLengthSampler(LengthGroupedSampler):
