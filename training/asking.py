@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,34 +32,48 @@ def split_at_answer(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]
     return sample["input_ids"][:start], sample["input_ids"][start:]
 
 
+class Reply(NamedTuple):
+    """What a model wrote, and what the sample says; both without special tokens."""
+
+    written: str
+    expected: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the final answers are the same."""
+        return final_answer(self.written) == final_answer(self.expected)
+
+
 @torch.no_grad()
-def count_right(
-    model: Any, tokenizer: Any, samples: Iterable[dict[str, Any]], new_tokens: int
-) -> int:
-    """How many samples a model answers as they do, by greedy decoding, one after another.
+def ask(model: Any, tokenizer: Any, sample: dict[str, Any], new_tokens: int) -> Reply:
+    """The answer of a model to the last question of a sample, by greedy decoding.
 
     Args:
         model: a `SkyworkChatForConditionalGeneration`, also within PEFT's wrapper.
         tokenizer: of the model.
-        samples: as `SampleEncoder` gives them.
+        sample: as `SampleEncoder` gives it.
         new_tokens: longest answer, in tokens.
     """
-    right = 0
-    for sample in samples:
-        prompt, answer = split_at_answer(sample)
-        ids = prompt[None].to(model.device)
-        pixels = sample["pixel_values"]
-        if pixels is not None:
-            pixels = pixels.to(model.device, model.dtype)
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            pixel_values=pixels,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        written = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
-        expected = tokenizer.decode(answer, skip_special_tokens=True)
-        right += final_answer(written) == final_answer(expected)
-    return right
+    prompt, answer = split_at_answer(sample)
+    ids = prompt[None].to(model.device)
+    pixels = sample["pixel_values"]
+    if pixels is not None:
+        pixels = pixels.to(model.device, model.dtype)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=pixels,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    written = tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+    return Reply(written, tokenizer.decode(answer, skip_special_tokens=True))
+
+
+def count_right(
+    model: Any, tokenizer: Any, samples: Iterable[dict[str, Any]], new_tokens: int
+) -> int:
+    """How many samples a model answers as they do; see `ask`."""
+    replies = (ask(model, tokenizer, sample, new_tokens) for sample in samples)
+    return sum(reply.is_right for reply in replies)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import durable
+from training.card import model_card
 from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
 from training.trainer import RecipeTrainer
@@ -82,6 +83,10 @@ def write_results(
     save_results(trainer, recipe, folder, gathered)
     write_log(history, folder)
     plot_history(history, folder / PLOT_FILE)
+    config: Any = trainer.args
+    for name in recipe.save:
+        card = model_card(recipe, config, summary, name)
+        durable.write_text(folder / name / "README.md", card)
     summary["results"] = {name: durable.sizes_of_files(folder / name) for name in recipe.save}
     durable.write_json(folder / "summary.json", summary)
 

@@ -182,6 +182,9 @@ class RecipeTrainer(SFTTrainer):
         if self.is_world_process_zero() and folder.is_dir():
             mark_complete(folder)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: the results get a card of their own (training/card.py), when they are there."""
+
     def load_finished(self, checkpoint: str) -> None:
         """Take weights and history of a checkpoint without training on.
 

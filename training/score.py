@@ -1,0 +1,185 @@
+"""Scores a checkpoint on your own questions, and shows the wrong answers with their pictures.
+
+    python -m training.score --model runs/mine/model --data test.jsonl
+    python -m training.score --model nano --data test.jsonl --out runs/score
+
+The data have the form of those to train on (training/rows.py). Each last question is asked with
+greedy decoding; right is an answer whose box, or text without a box, is that of the data. Prints
+the share of right answers with its interval of 95 %. Writes `answers.jsonl`, a line for each
+sample, and `wrong.html`, a page that needs no network, into `--out`, which is `score` beside the
+model's directory unless given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+import durable
+from evaluation.nano import wilson
+from preprocessor.image_loading import open_image
+from training.asking import Reply, ask, final_answer
+from training.rows import local_path, parse_row
+from training.sample_encoder import SampleEncoder
+from training.sources import ConversationFile
+
+SHOWN_SIDE = 320  # pixels of a picture on the page, at most
+STYLE = """
+body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+article { border-top: 1px solid #bbb; padding: 1rem 0; }
+img { max-height: 320px; margin-right: 1rem; }
+pre { white-space: pre-wrap; background: #f4f4f4; padding: .5rem; }
+"""
+
+
+class Scored(NamedTuple):
+    """A sample that was asked: its place in the data, its last question and the reply."""
+
+    number: int
+    where: str
+    question: str
+    reply: Reply
+
+
+def score(
+    model: Any, processor: Any, source: ConversationFile, new_tokens: int
+) -> Iterator[Scored]:
+    """Ask a model each sample of a file, in order; samples that cannot be read are left out.
+
+    Args:
+        model: a `SkyworkChatForConditionalGeneration`.
+        processor: of the model.
+        source: the samples.
+        new_tokens: longest answer, in tokens.
+    """
+    for number in range(len(source)):
+        sample = source.encode_line(number)
+        if sample is None:
+            continue
+        question = parse_row(source.row(number)).turns[-1][0]
+        reply = ask(model, processor.tokenizer, sample, new_tokens)
+        yield Scored(number, source.where(number), question, reply)
+
+
+def as_line(scored: Scored) -> str:
+    """A scored sample as a line of answers.jsonl."""
+    content = {
+        "where": scored.where,
+        "question": scored.question,
+        "expected": final_answer(scored.reply.expected),
+        "found": final_answer(scored.reply.written),
+        "right": scored.reply.is_right,
+        "written": scored.reply.written,
+    }
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def wrong_page(wrong: Sequence[Scored], source: ConversationFile, heading: str) -> str:
+    """A page of HTML with the wrong answers, and the pictures in it."""
+    articles = []
+    for scored in wrong:
+        pictures = "".join(_pictures(source, scored.number))
+        expected = html.escape(str(final_answer(scored.reply.expected)))
+        articles.append(
+            f"<article>{pictures}<p>{html.escape(scored.question)}<br>right: <b>{expected}</b>, "
+            f"{html.escape(scored.where)}</p><pre>{html.escape(scored.reply.written)}</pre>"
+            "</article>"
+        )
+    title = html.escape(heading)
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+        f"<h1>{title}</h1>{''.join(articles)}"
+    )
+
+
+def _pictures(source: ConversationFile, number: int) -> Iterator[str]:
+    """The pictures of a sample as HTML, made small."""
+    root = source.root(number)
+    for image in parse_row(source.row(number)).images:
+        picture = open_image(local_path(image, root) or image)
+        picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+        yield f'<img alt="" src="data:image/png;base64,{data}">'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0, or 1 after an error that is printed in one line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m training.score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="a directory, or a Hub id")
+    parser.add_argument("--data", required=True, nargs="+", help="JSONL files")
+    parser.add_argument("--image-root", help="directory of relative image paths")
+    parser.add_argument("--out", type=Path, help="directory of answers.jsonl and wrong.html")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    options = parser.parse_args(arguments)
+    try:
+        _score_and_write(options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _score_and_write(options: argparse.Namespace) -> None:
+    """Do what the command line asks."""
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected at least 1.")
+    config: Any = AutoConfig.from_pretrained(options.model, trust_remote_code=True)
+    processor: Any = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
+    context = config.llm_config.max_position_embeddings
+    encoder = SampleEncoder(config, processor.tokenizer, processor.image_processor, context)
+    source = ConversationFile(options.data, encoder, options.image_root)
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        options.model, torch_dtype=getattr(torch, options.dtype), trust_remote_code=True
+    ).eval()
+    found = []
+    with tqdm(total=len(source), unit="questions") as bar:
+        for scored in score(model, processor, source, options.max_new_tokens):
+            found.append(scored)
+            right = sum(one.reply.is_right for one in found)
+            bar.set_postfix_str(f"{right} right")
+            bar.update()
+    if not found:
+        raise ValueError("none of the samples can be asked: all are too long.")
+    beside = Path(options.model).parent if Path(options.model).is_dir() else Path()
+    _write(found, source, options.out or beside / "score")
+
+
+def _write(found: list[Scored], source: ConversationFile, out: Path) -> None:
+    """Print the share and write both files."""
+    wrong = [one for one in found if not one.reply.is_right]
+    right = len(found) - len(wrong)
+    low, high = wilson(right, len(found))
+    share = f"{right} of {len(found)} right: {100 * right / len(found):.1f} %"
+    out.mkdir(parents=True, exist_ok=True)
+    durable.write_text(out / "answers.jsonl", "".join(map(as_line, found)))
+    durable.write_text(out / "wrong.html", wrong_page(wrong, source, f"{len(wrong)} wrong answers"))
+    print(f"{share} ({100 * low:.1f} to {100 * high:.1f}, with 95 % confidence)")
+    if len(found) < len(source):
+        print(f"{len(source) - len(found)} were not asked: too long, or broken.")
+    print(f"{out / 'answers.jsonl'}, {out / 'wrong.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
