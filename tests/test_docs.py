@@ -28,7 +28,14 @@ PAGES = [
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
 FILE_ENDINGS = (".py", ".md", ".json", ".jsonl", ".jinja", ".yaml", ".png", ".txt")
 # Files that the commands on a page read or write; they are not in the repository
-FILES_OF_USERS = ("summary.json", "log.jsonl", "questions.jsonl", "answers.jsonl", "my.jsonl")
+FILES_OF_USERS = (
+    "summary.json",
+    "log.jsonl",
+    "loss.png",
+    "questions.jsonl",
+    "answers.jsonl",
+    "my.jsonl",
+)
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 
 
