@@ -203,7 +203,7 @@ def test_evaluation_while_training(samples, tmp_path):  # noqa: F811
     steps = [entry for entry in entries if "loss" in entry]
     assert all(entry["samples_per_second"] > 0 for entry in steps)
     assert all(entry["tokens_per_second"] > entry["tiles_per_second"] > 0 for entry in steps)
-    assert steps[-1]["remaining"] == "0:00:00"
+    assert steps[-1]["remaining_seconds"] == 0
     assert (tmp_path / "out" / "loss.png").stat().st_size > 5000
 
 

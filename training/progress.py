@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import time
 from pathlib import Path
@@ -52,12 +51,12 @@ class Throughput:
         self._reset()
         return rates
 
-    def remaining(self, step: int, last_step: int) -> str | None:
-        """Hours, minutes and seconds until the last step at the speed so far; None at the start."""
+    def remaining(self, step: int, last_step: int) -> int | None:
+        """Seconds until the last step at the speed so far; None at the start."""
         if self.first_step is None or step <= self.first_step:
             return None
         seconds_of_step = (time.monotonic() - self.started) / (step - self.first_step)
-        return str(datetime.timedelta(seconds=round((last_step - step) * seconds_of_step)))
+        return round((last_step - step) * seconds_of_step)
 
     def start(self, step: int) -> None:
         """Begin to measure at a step, which is not 0 where a training goes on."""

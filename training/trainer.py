@@ -66,7 +66,10 @@ class RecipeTrainer(SFTTrainer):
         if self.optimizer is None and not is_plain:
             trained: Any = self.model if model is None else model
             optimizer_class, keywords = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            if "params" in keywords or "model" in keywords:
+            takes_groups = isinstance(optimizer_class, type) and issubclass(
+                optimizer_class, torch.optim.Optimizer
+            )
+            if not takes_groups or "params" in keywords or "model" in keywords:
                 raise ValueError(
                     f"optim={self.args.optim} takes no learning rate for each part: use another, "
                     "or learning_rate alone."
@@ -115,9 +118,9 @@ class RecipeTrainer(SFTTrainer):
         """As SFTTrainer's, with samples, tokens and tiles per second, and the remaining time."""
         if "loss" in logs:
             logs = {**logs, **self.throughput.rates()}
-            remaining = self.throughput.remaining(self.state.global_step, self.state.max_steps)
-            if remaining is not None:
-                logs["remaining"] = remaining
+            seconds = self.throughput.remaining(self.state.global_step, self.state.max_steps)
+            if seconds is not None:
+                logs["remaining_seconds"] = seconds
         super().log(logs, *rest, **keywords)
 
     # -- evaluation --------------------------------------------------------------------------------
