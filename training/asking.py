@@ -18,10 +18,8 @@ def final_answer(text: str) -> str | None:
     Args:
         text: what follows the prompt, which has opened the thinking.
     """
-    _, end, answer = text.rpartition(conversation.THINK_END)
-    if not end:
-        return None
-    return boxed(answer) or answer.strip()
+    answer = conversation.split_thinking(text).answer
+    return boxed(answer) or answer or None
 
 
 def split_at_answer(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
