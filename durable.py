@@ -25,16 +25,39 @@ TEMPORARY = ".tmp"  # the end of the name of what is being written
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write bytes to, which takes its name when the block ends without an error."""
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A path for a writer that opens its file by itself; it is renamed when the block ends.
+
+    The block has to flush the file. After an error in it `path` is what it was.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "wb") as file:
+    yield temporary
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write bytes to, which takes its name when the block ends without an error."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
-    flush(path.parent)
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory to write to, which takes the place of `path` when it is whole.
+
+    So no file of an earlier directory stays beside new ones.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    replace_directory(temporary, path)
 
 
 def write_text(path: str | Path, text: str) -> None:

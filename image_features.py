@@ -83,8 +83,8 @@ class ImageFeatureMixin:
         device = self.vision_model.embeddings.patch_embedding.weight.device
         if device.type != "meta":  # of an offloaded tower a hook moves the inputs
             pixel_values = pixel_values.to(device)
-        at_once = self.whole_batches_of_tiles
-        if at_once or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.whole_batches_of_tiles or is_traced:
             return self._encode_tiles(pixel_values)
         num_pixels = pixel_values.shape[-2] * pixel_values.shape[-1]
         num_positions = 1 + num_pixels // self.config.vision_config.patch_size**2

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from export import gguf_sizes, gguf_text, gguf_vision, gguf_writing
 from memory import sizes
+from training.command_line import argument_parser, exit_code
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error that is printed in one line.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m export.gguf",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("export.gguf", __doc__)
     parser.add_argument("model", help="a checkpoint's directory")
     parser.add_argument("out", nargs="?", help="the directory of the GGUF files")
     parser.add_argument("--dtype", default="bf16", help="f32, f16, bf16 (the default) or q8_0")
@@ -99,18 +96,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sizes", action="store_true", help="print sizes and write nothing")
     options = parser.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        if options.sizes:
-            print(gguf_sizes.table(sizes.load_config(options.model)))
-            return 0
-        if options.out is None:
-            parser.error("give a directory for the files, or --sizes.")
-        for path in export(options.model, options.out, options.dtype, options.quantize):
-            print(f"{path}: {path.stat().st_size / sizes.GIGABYTE:.2f} GB")
-    except (OSError, ImportError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if options.out is None and not options.sizes:
+        parser.error("give a directory for the files, or --sizes.")
+    return exit_code(lambda: _export_and_print(options))
+
+
+def _export_and_print(options: argparse.Namespace) -> None:
+    """Do what the command line asks."""
+    if options.sizes:
+        print(gguf_sizes.table(sizes.load_config(options.model)))
+        return
+    for path in export(options.model, options.out, options.dtype, options.quantize):
+        print(f"{path}: {path.stat().st_size / sizes.GIGABYTE:.2f} GB")
 
 
 if __name__ == "__main__":

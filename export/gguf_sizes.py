@@ -34,7 +34,7 @@ def text_shapes(config: configuration_skywork_chat.SkyworkChatConfig) -> dict[st
     names = gguf_text.tensor_names(config)
     language_model = sizes.model_without_weights(config).language_model
     return {
-        names.get_name(name, try_suffixes=(".weight", ".bias")): tuple(tensor.shape)
+        names.get_name(name, try_suffixes=gguf_writing.SUFFIXES): tuple(tensor.shape)
         for name, tensor in language_model.state_dict().items()
     }
 

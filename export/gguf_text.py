@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import PretrainedConfig
 
-from export.gguf_writing import GgufContent, TensorSource, library
+from export.gguf_writing import GgufContent, library, named_tensor
 from training.checkpoint import Checkpoint
 
 PREFIX = "language_model."
@@ -42,19 +42,15 @@ def text_file(model: Path, config: PretrainedConfig) -> GgufContent:
     names = tensor_names(config)
     tensors = []
     for name in checkpoint.names:
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if target is None:
-            raise ValueError(f"{model}: llama.cpp's Qwen2 has no tensor like {PREFIX}{name}.")
+        shape = checkpoint.shape(name)
         read = partial(checkpoint.read, name)
-        tensors.append(TensorSource(target, checkpoint.shape(name), read))
+        tensors.append(named_tensor(names, name, shape, read, PREFIX + name))
 
     def describe(writer: Any) -> None:
-        writer.add_type("model")
-        writer.add_name(model.resolve().name)
         _describe_model(writer, config.llm_config)
         _describe_tokenizer(writer, model, tokenizer, config.llm_config.vocab_size)
 
-    return GgufContent("qwen2", describe, tensors)
+    return GgufContent("qwen2", "model", model.resolve().name, describe, tensors)
 
 
 def tensor_names(config: PretrainedConfig) -> Any:

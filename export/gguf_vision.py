@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from export.gguf_writing import GgufContent, TensorSource, library
+from export.gguf_writing import GgufContent, library, named_tensor
 from training.checkpoint import Checkpoint
 
 # llama.cpp computes RMSNorm in the vision part of this width and depth, and LayerNorm otherwise
@@ -43,17 +43,12 @@ def vision_file(model: Path, config: PretrainedConfig) -> GgufContent:
         if not name.startswith(("vision_model.", "mlp1.")):
             continue
         for source, shape, read in _parts(checkpoint, name):
-            target = names.get_name(source, try_suffixes=(".weight", ".bias"))
-            if target is None:
-                raise ValueError(f"{model}: llama.cpp's InternVL has no tensor like {name}.")
-            tensors.append(TensorSource(target, shape, read))
+            tensors.append(named_tensor(names, source, shape, read, name))
 
     def describe(writer: Any) -> None:
-        writer.add_type("mmproj")
-        writer.add_name(model.resolve().name)
         _describe(writer, config, settings)
 
-    return GgufContent("clip", describe, tensors)
+    return GgufContent("clip", "mmproj", model.resolve().name, describe, tensors)
 
 
 def differences(config: PretrainedConfig) -> list[str]:
@@ -126,7 +121,7 @@ def _describe(writer: Any, config: PretrainedConfig, settings: dict[str, Any]) -
     writer.add_vision_head_count(vision_config.num_attention_heads)
     writer.add_vision_attention_layernorm_eps(vision_config.layer_norm_eps)
     writer.add_vision_use_gelu(True)
-    writer.add_vision_projector_scale_factor(round(1 / config.downsample_ratio))
+    writer.add_vision_projector_scale_factor(config.shuffle_factor)
     writer.add_vision_preproc_min_tiles(config.min_dynamic_patch)
     writer.add_vision_preproc_max_tiles(config.max_dynamic_patch)
     writer.add_vision_image_mean(settings["image_mean"])

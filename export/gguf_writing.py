@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from tqdm import tqdm
 import durable
 
 DTYPES = ("f32", "f16", "bf16", "q8_0")
+SUFFIXES = (".weight", ".bias")  # which the library's table of names leaves out
 # Tensors that llama.cpp computes with in float32 whatever the file's dtype is
 KEPT_IN_FLOAT32 = ("v.patch_embd.", "v.position_embd.")
 
@@ -39,11 +39,15 @@ class GgufContent:
 
     Attributes:
         architecture: as llama.cpp calls the class that computes it: "qwen2" or "clip".
-        describe: adds the metadata to a `gguf.GGUFWriter`.
+        kind: "model", or "mmproj" for a vision part.
+        name: of the model.
+        describe: adds the further metadata to a `gguf.GGUFWriter`.
         tensors: in the order in which they are written.
     """
 
     architecture: str
+    kind: str
+    name: str
     describe: Callable[[Any], None]
     tensors: list[TensorSource]
 
@@ -62,6 +66,27 @@ def _package(name: str, distribution: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{distribution} is needed: pip install {distribution}") from error
+
+
+def named_tensor(
+    names: Any, name: str, shape: tuple[int, ...], read: Callable[[], torch.Tensor], source: str
+) -> TensorSource:
+    """A tensor under llama.cpp's name for it.
+
+    Args:
+        names: a `gguf.TensorNameMap`.
+        name: as the map knows the tensor.
+        shape: in torch's order.
+        read: gives the tensor.
+        source: what the checkpoint calls it, for the error.
+
+    Raises:
+        ValueError: the map has no such name.
+    """
+    target = names.get_name(name, try_suffixes=SUFFIXES)
+    if target is None:
+        raise ValueError(f"llama.cpp's class has no tensor like {source} of the checkpoint.")
+    return TensorSource(target, shape, read)
 
 
 def check_dtype(dtype: str) -> None:
@@ -96,25 +121,25 @@ def stored_bytes(shape: tuple[int, ...], kind: Any) -> int:
 def write(path: Path, content: GgufContent, dtype: str) -> None:
     """Write a file whose matrices have a dtype of `DTYPES`."""
     gguf = library()
-    temporary = path.with_name(path.name + durable.TEMPORARY)
-    writer = gguf.GGUFWriter(temporary, content.architecture)
-    content.describe(writer)
-    writer.add_file_type(_file_type(dtype))
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     kinds = [storage_type(tensor, dtype) for tensor in content.tensors]
-    for tensor, kind in zip(content.tensors, kinds):
-        size = stored_bytes(tensor.shape, kind)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), size, kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor, kind in tqdm(list(zip(content.tensors, kinds)), desc=path.name, unit="tensors"):
-        values = tensor.read().to(torch.float32).reshape(tensor.shape).contiguous().numpy()
-        writer.write_tensor_data(gguf.quants.quantize(values, kind))
-    writer.close()
-    durable.flush(temporary)
-    os.replace(temporary, path)
-    durable.flush(path.parent)
+    with durable.replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, content.architecture)
+        writer.add_type(content.kind)
+        writer.add_name(content.name)
+        content.describe(writer)
+        writer.add_file_type(_file_type(dtype))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for tensor, kind in zip(content.tensors, kinds):
+            size = stored_bytes(tensor.shape, kind)
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype("float32"), size, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, kind in tqdm(list(zip(content.tensors, kinds)), desc=path.name, unit="tensors"):
+            values = tensor.read().to(torch.float32).reshape(tensor.shape).contiguous().numpy()
+            writer.write_tensor_data(gguf.quants.quantize(values, kind))
+        writer.close()
+        durable.flush(temporary)
 
 
 def _file_type(dtype: str) -> int:
@@ -153,12 +178,12 @@ def quantize(source: Path, target: Path, name: str) -> None:
     llama_cpp = _package("llama_cpp", "llama-cpp-python")
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.ftype = _quantization(name)
-    temporary = target.with_name(target.name + durable.TEMPORARY)
-    failed = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(temporary).encode(), llama_cpp.ctypes.byref(settings)
-    )
-    if failed:
-        raise ValueError(f"llama.cpp could not quantize {source} to {name}; see its message above.")
-    durable.flush(temporary)
-    os.replace(temporary, target)
-    durable.flush(target.parent)
+    with durable.replacing(target) as temporary:
+        failed = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(temporary).encode(), llama_cpp.ctypes.byref(settings)
+        )
+        if failed:
+            raise ValueError(
+                f"llama.cpp could not quantize {source} to {name}; see its message above."
+            )
+        durable.flush(temporary)

@@ -12,7 +12,6 @@ the vision tower and the projector are read.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from torch import nn
 import durable
 from memory import sizes
 from training.checkpoint import Checkpoint
+from training.command_line import argument_parser, exit_code
 
 DTYPES = ("float32", "float16")
 PARTS = ("vision_model", "mlp1")
@@ -83,10 +83,8 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> Path:
     torch_dtype = getattr(torch, dtype)
     part = load_vision_part(folder, torch_dtype)
     side = part.model.config.vision_config.image_size
-    temporary = out.with_name(out.name + durable.TEMPORARY)
-    temporary.mkdir(parents=True, exist_ok=True)
     tiles = torch.export.Dim("tiles", min=1)
-    with torch.no_grad():
+    with durable.new_directory(out) as temporary, torch.no_grad():
         torch.onnx.export(
             part,
             (torch.zeros(2, 3, side, side, dtype=torch_dtype),),
@@ -98,7 +96,6 @@ def export(folder: str | Path, out: str | Path, dtype: str = "float32") -> Path:
             dynamo=True,
             verbose=False,
         )
-    durable.replace_directory(temporary, out)
     return out / NAME
 
 
@@ -108,21 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error that is printed in one line.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m export.onnx",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("export.onnx", __doc__)
     parser.add_argument("model", help="a checkpoint's directory")
     parser.add_argument("out", help="the directory of the ONNX file")
     parser.add_argument("--dtype", default="float32", help="float32 (the default) or float16")
     options = parser.parse_args(arguments)
-    try:
-        print(export(options.model, options.out, options.dtype))
-    except (OSError, ImportError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: print(export(options.model, options.out, options.dtype)))
 
 
 if __name__ == "__main__":

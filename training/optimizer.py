@@ -49,7 +49,7 @@ def parameter_groups(
     rates: dict[str, float],
     num_vision_layers: int,
     vision_layer_decay: float,
-    weight_decay: dict[bool, float],
+    weight_decay: float,
     decayed_names: set[str],
 ) -> list[dict[str, Any]]:
     """What trains, grouped by learning rate and weight decay, for an optimizer of torch.
@@ -59,8 +59,8 @@ def parameter_groups(
         rates: the learning rate of each part, a key of `RATE_OF_PART`.
         num_vision_layers: of the vision tower.
         vision_layer_decay: see `layer_scale`.
-        weight_decay: for parameters that are decayed (True) and for others (False).
-        decayed_names: of the parameters that are decayed.
+        weight_decay: of the parameters that are decayed.
+        decayed_names: their names.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -70,8 +70,8 @@ def parameter_groups(
         rate = rates[part]
         if part == "vision_model":
             rate *= layer_scale(name, num_vision_layers, vision_layer_decay)
-        key = (rate, weight_decay[name in decayed_names])
-        groups.setdefault(key, []).append(parameter)
+        decay = weight_decay if name in decayed_names else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()

@@ -224,7 +224,6 @@ class RecipeArguments:
         return bool(self.eval_data or self.eval_share)
 
 
-EVAL_BATCH_SIZE_OF_TRAINER = 8  # transformers' default
 PREPARED_HERE = "samples are encoded and put together here, not by TRL"
 LOSS_ON_ANSWERS = "the loss is on answers, and on nothing else"
 PROMPT_OF_MODEL = "the prompt is that of the model's own template and tokens"
@@ -357,5 +356,5 @@ def set_evaluation(recipe: RecipeArguments, config: TrainingConfig) -> None:
         return
     if config.eval_strategy == "no":
         config.eval_strategy = IntervalStrategy.EPOCH
-    if config.per_device_eval_batch_size == EVAL_BATCH_SIZE_OF_TRAINER:
+    if config.per_device_eval_batch_size == TrainingConfig.per_device_eval_batch_size:
         config.per_device_eval_batch_size = config.per_device_train_batch_size

@@ -6,9 +6,6 @@ the history, `loss.png` its losses, and `summary.json` what came out.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +99,7 @@ def save_results(
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     processor: Any = trainer.processing_class
     if "adapter" in recipe.save:
-        with _new_directory(folder / "adapter") as adapter:
+        with durable.new_directory(folder / "adapter") as adapter:
             model.save_pretrained(adapter, state_dict=gathered)
     if recipe.save == ["adapter"]:
         return
@@ -115,28 +112,15 @@ def save_results(
     if "model" in recipe.save:
         _save_model(model, weights, dtype, folder)
     if "mlp1" in recipe.save:
-        with _new_directory(folder / "mlp1") as mlp1:
+        with durable.new_directory(folder / "mlp1") as mlp1:
             _save_projector(model, weights, dtype, mlp1)
             processor.tokenizer.save_pretrained(mlp1)
-
-
-@contextlib.contextmanager
-def _new_directory(path: Path) -> Iterator[Path]:
-    """A directory to write to, which takes the place of `path` when it is whole.
-
-    So no file of an earlier run's result stays beside new ones.
-    """
-    temporary = path.with_name(path.name + durable.TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    durable.replace_directory(temporary, path)
 
 
 def _save_model(model: Any, weights: Weights, dtype: torch.dtype, folder: Path) -> None:
     """Write a complete repository, `model`."""
     converted = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
-    with _new_directory(folder / "model") as temporary:
+    with durable.new_directory(folder / "model") as temporary:
         model.save_pretrained(temporary, state_dict=converted)
 
 

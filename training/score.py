@@ -30,6 +30,8 @@ import durable
 from evaluation.nano import wilson
 from preprocessor.image_loading import open_image
 from training.asking import Reply, ask, final_answer
+from training.command_line import argument_parser, exit_code
+from training.recipe import DTYPES
 from training.rows import local_path, parse_row
 from training.sample_encoder import SampleEncoder
 from training.sources import ConversationFile
@@ -121,24 +123,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error that is printed in one line.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m training.score",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argument_parser("training.score", __doc__)
     parser.add_argument("--model", required=True, help="a directory, or a Hub id")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files")
     parser.add_argument("--image-root", help="directory of relative image paths")
     parser.add_argument("--out", type=Path, help="directory of answers.jsonl and wrong.html")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     options = parser.parse_args(arguments)
-    try:
-        _score_and_write(options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: _score_and_write(options))
 
 
 def _score_and_write(options: argparse.Namespace) -> None:
@@ -154,10 +147,11 @@ def _score_and_write(options: argparse.Namespace) -> None:
         options.model, torch_dtype=getattr(torch, options.dtype), trust_remote_code=True
     ).eval()
     found = []
+    right = 0
     with tqdm(total=len(source), unit="questions") as bar:
         for scored in score(model, processor, source, options.max_new_tokens):
             found.append(scored)
-            right = sum(one.reply.is_right for one in found)
+            right += scored.reply.is_right
             bar.set_postfix_str(f"{right} right")
             bar.update()
     if not found:

@@ -80,7 +80,7 @@ class RecipeTrainer(SFTTrainer):
                 rates,
                 config.vision_config.num_hidden_layers,
                 self.recipe.vision_layer_decay,
-                {True: self.args.weight_decay, False: 0.0},
+                self.args.weight_decay,
                 set(self.get_decay_parameter_names(trained)),
             )
             self.optimizer = optimizer_class(groups, **keywords)
@@ -99,10 +99,8 @@ class RecipeTrainer(SFTTrainer):
     def train(self, resume_from_checkpoint: Any = None, **keywords: Any) -> Any:
         """As SFTTrainer's; the number of tokens goes on where a checkpoint had it."""
         if resume_from_checkpoint:
-            path = Path(str(resume_from_checkpoint)) / "trainer_state.json"
-            before = values_by_step(
-                TrainerState.load_from_json(str(path)).log_history, "num_tokens"
-            )
+            history = _state_of(resume_from_checkpoint).log_history
+            before = values_by_step(history, "num_tokens")
             if before:
                 self._total_train_tokens = list(before.values())[-1]
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **keywords)
@@ -194,7 +192,7 @@ class RecipeTrainer(SFTTrainer):
         `train` would take one step more.
         """
         self._load_from_checkpoint(checkpoint)
-        self.state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        self.state = _state_of(checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise ValueError for a checkpoint of other weights than those that train."""
@@ -231,6 +229,11 @@ class RecipeTrainer(SFTTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
         """In the order of the data: a mean does not depend on it."""
         return SequentialSampler(eval_dataset)
+
+
+def _state_of(checkpoint: Any) -> TrainerState:
+    """Trainer's state as a checkpoint has it."""
+    return TrainerState.load_from_json(str(Path(str(checkpoint)) / "trainer_state.json"))
 
 
 class EpochSeededLengthSampler(LengthGroupedSampler):

@@ -167,12 +167,12 @@ class SkyworkImageProcessor(BaseImageProcessor):
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, as they are written to preprocessor_config.json."""
-        fields = {
-            name: value for name, value in super().to_dict().items() if not name.startswith("_")
+        # Lists, as they are after reading: JSON has no tuples
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in super().to_dict().items()
+            if not name.startswith("_")
         }
-        # A list, as it is after reading: JSON has no tuples
-        fields["image_formats"] = list(fields["image_formats"])
-        return fields
 
 
 @dataclasses.dataclass

@@ -79,10 +79,7 @@ class TextSettings:
         default = TextSettings()
         for name, value in new.items():
             if getattr(self, name) != getattr(default, name):
-                raise ValueError(
-                    f"{name} is given twice, as {getattr(self, name)!r} and {value!r}: give it "
-                    "once."
-                )
+                raise _given_twice(name, getattr(self, name), value)
         return dataclasses.replace(self, **new)
 
 
@@ -520,11 +517,13 @@ def _merged(*keywords: dict[str, Any] | None) -> dict[str, Any]:
     for some in keywords:
         for name, value in (some or {}).items():
             if name in merged:
-                raise ValueError(
-                    f"{name} is given twice, as {merged[name]!r} and {value!r}: give it once."
-                )
+                raise _given_twice(name, merged[name], value)
             merged[name] = value
     return merged
+
+
+def _given_twice(name: str, first: Any, second: Any) -> ValueError:
+    return ValueError(f"{name} is given twice, as {first!r} and {second!r}: give it once.")
 
 
 def _image_keywords(keywords: dict[str, Any]) -> dict[str, Any]:
