@@ -11,8 +11,8 @@ its ids.
 
 A new template is a further entry of `_TEMPLATES`, with its name in `KNOWN_TEMPLATES` of
 configuration_skywork_chat.py. For assembling checkpoints with it, it also needs a Jinja file beside
-chat_template.jinja, named in `CHAT_TEMPLATES` of training/assemble.py, and a rule in
-`choose_template` of training/assembly_plan.py. `make nano-code` copies the change into nano/.
+chat_template.jinja, named in `CHAT_TEMPLATES` of training/assembly_plan.py, and a rule in
+`choose_template` there. `make nano-code` copies the change into nano/.
 """
 
 from __future__ import annotations
@@ -64,10 +64,12 @@ class Conversation:
         sep: what closes an assistant's message, which is where generation stops.
         user_sep: what closes a user's message.
         begin: the begin-of-sentence token, which `get_prompt` leaves to the tokenizer.
-        system_message: its text; empty for none.
+        system_message: its text; empty for none. A template's own is that of every conversation
+            in which nobody gives another.
         system_prefix: what stands before a system message.
         system_suffix: what stands after a system message.
-        skipped_thinking: what follows the assistant's opening with `mode="no-think"`.
+        skipped_thinking: what follows the assistant's opening with `mode="no-think"`; empty for
+            models that do not think.
         stop_strings: tokens that end an answer, where the vocabulary has them.
         messages: pairs of role and text; a text of None is the answer to be generated.
     """
@@ -83,6 +85,11 @@ class Conversation:
     skipped_thinking: str = f"\n{THINK_END}\n\n"
     stop_strings: tuple[str, ...] = ()
     messages: list = dataclasses.field(default_factory=list)
+
+    @property
+    def opens_thinking(self) -> bool:
+        """Whether an answer begins with thinking, which the assistant's role has opened."""
+        return THINK_START in self.roles[1]
 
     def append_message(self, role: str, message: str | None) -> None:
         """Add a message; None is the answer to be generated."""
@@ -116,7 +123,7 @@ class Conversation:
                 segments += _user_segments(message, remaining)
                 segments.append((self.user_sep, True))
             else:
-                segments += _assistant_segments(message)
+                segments += self._assistant_segments(message)
                 segments.append((self.sep, True))
         if remaining:
             given = len(tokens_of_images)
@@ -131,11 +138,15 @@ class Conversation:
         """The prompt as text, without the begin-of-sentence token that the tokenizer adds."""
         return "".join(text for text, _ in self.segments())
 
+    def _assistant_segments(self, message: str) -> list[Segment]:
+        """An earlier answer, whose first `</think>` closes the thinking that the role has opened.
 
-def _assistant_segments(message: str) -> list[Segment]:
-    """An earlier answer, whose first `</think>` closes the thinking that the role has opened."""
-    thinking, mark, answer = message.partition(THINK_END)
-    return [(thinking, False), (mark, True), (answer, False)]
+        Where no thinking was opened, it is a text like any other.
+        """
+        if not self.opens_thinking:
+            return [(message, False)]
+        thinking, mark, answer = message.partition(THINK_END)
+        return [(thinking, False), (mark, True), (answer, False)]
 
 
 def _user_segments(message: str, remaining: list[int]) -> list[Segment]:
@@ -174,6 +185,17 @@ _TEMPLATES = (
         user_sep="<|im_end|>\n",
         system_prefix="<|im_start|>system\n",
         system_suffix="<|im_end|>\n",
+        stop_strings=("<|im_end|>", "<|endoftext|>"),
+    ),
+    Conversation(
+        name="qwen2.5",
+        roles=("<|im_start|>user\n", "<|im_start|>assistant\n"),
+        sep="<|im_end|>\n",
+        user_sep="<|im_end|>\n",
+        system_message="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+        system_prefix="<|im_start|>system\n",
+        system_suffix="<|im_end|>\n",
+        skipped_thinking="",
         stop_strings=("<|im_end|>", "<|endoftext|>"),
     ),
 )
@@ -259,11 +281,16 @@ def open_conversation(
     template: Conversation,
     question: str,
     history: Sequence | None = None,
-    system_message: str = "",
+    system_message: str | None = None,
 ) -> Conversation:
-    """A copy of the template with the earlier turns and a question that waits for its answer."""
+    """A copy of the template with the earlier turns and a question that waits for its answer.
+
+    Args:
+        system_message: in place of the template's own; empty for none.
+    """
     conversation = template.copy()
-    conversation.system_message = system_message
+    if system_message is not None:
+        conversation.system_message = system_message
     for earlier_question, answer in checked_turns(history):
         conversation.append_message(conversation.roles[0], earlier_question)
         conversation.append_message(conversation.roles[1], answer)
@@ -360,9 +387,9 @@ def split_thinking(text: str, thinking_opened: bool = True) -> SplitAnswer:
 
     Args:
         text: an answer of `chat()`; a leading `<think>` is dropped.
-        thinking_opened: whether the prompt had opened the thinking, as both templates do. It
-            decides what a text without `</think>` is: a thinking that was not finished (True), or
-            an answer without thinking (False).
+        thinking_opened: whether the prompt had opened the thinking (`opens_thinking` of the
+            template, unless the prompt closes it again). It decides what a text without `</think>`
+            is: a thinking that was not finished (True), or an answer without thinking (False).
 
     Returns:
         `SplitAnswer(thinking, answer)`, both stripped. The first `</think>` divides; further ones

@@ -29,9 +29,9 @@ MAX_NEW_TOKENS = 8192
 class PrintedAnswer(TextStreamer):
     """Prints the answer as it is generated, under headings for thinking and answer."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, thinks: bool) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        print("Thinking:")
+        print("Thinking:" if thinks else "Answer:")
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print the next part of the answer."""
@@ -129,7 +129,8 @@ def main() -> None:
     default_length = min(MAX_NEW_TOKENS, half_of_context)
     generation_config.max_new_tokens = arguments.max_new_tokens or default_length
     print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
-    options = {"streamer": PrintedAnswer(tokenizer), **generation_config.to_diff_dict()}
+    thinks = "<think>" in model.conv_template.roles[1]
+    options = {"streamer": PrintedAnswer(tokenizer, thinks), **generation_config.to_diff_dict()}
     options.pop("transformers_version", None)
     model.chat(tokenizer, images or None, question, options)
 

@@ -32,7 +32,7 @@ from memory.serving_plan import (
     plan_memory,
     tensor_parallel_size,
 )
-from remote_code import configuration_skywork_chat
+from remote_code import configuration_skywork_chat, conversation
 
 TORCH_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 QUANTIZATION_KEYWORDS = {"none": [], "int8": ["load_in_8bit=True"], "nf4": ["load_in_4bit=True"]}
@@ -79,7 +79,8 @@ def loading_code(
     elif settings.quantization == "none" and not settings.offload_vision:
         size = tensor_parallel_size(config, parts, gpus)
         if size is not None:
-            lines.append(_vllm_command(settings, size))
+            thinks = conversation.get_conv_template(config.template).opens_thinking
+            lines.append(_vllm_command(settings, size, thinks))
     return lines
 
 
@@ -91,11 +92,14 @@ def _loading_call(settings: ServingSettings) -> str:
     return f"AutoModel.from_pretrained(path, {', '.join(arguments)}, trust_remote_code=True)"
 
 
-def _vllm_command(settings: ServingSettings, tensor_parallel: int) -> str:
+def _vllm_command(settings: ServingSettings, tensor_parallel: int, thinks: bool) -> str:
     command = f"vllm serve <path> --trust-remote-code --tensor-parallel-size {tensor_parallel}"
     if settings.dtype != "bf16":
         command += f" --dtype {TORCH_DTYPES[settings.dtype]}"
-    return f"{command} --max-model-len {settings.context} --reasoning-parser deepseek_r1"
+    command += f" --max-model-len {settings.context}"
+    if thinks:
+        command += " --reasoning-parser deepseek_r1"
+    return command
 
 
 # -- the command line ------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ class ChatMixin:
 
     Attributes:
         conv_template: the conversation template, which each call copies.
-        system_message: the system message of every conversation; empty, as in training, unless a
-            script sets it.
+        system_message: the system message of every conversation, that of the template (R1V's has
+            none) unless a script sets it.
     """
 
     if TYPE_CHECKING:  # what the model class brings
@@ -141,7 +141,8 @@ class ChatMixin:
             return_history: return (answer, history with this turn) rather than the answer.
             num_patches_list: number of tiles of each image; None means that all tiles are of one.
             verbose: log the prompt and the answer.
-            mode: "think", or "no-think" for an answer without thinking.
+            mode: "think", or "no-think" for an answer without thinking; the same for models that do
+                not think.
             system_message: in place of the model's own `system_message`.
             thinking_budget: close `</think>` after so many tokens of thinking; without effect on
                 "no-think".

@@ -20,7 +20,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SUPPORTED_LANGUAGE_ARCHITECTURES = ("Qwen2ForCausalLM",)
-KNOWN_TEMPLATES = ("skywork-r1v", "skywork-r1v3")
+KNOWN_TEMPLATES = ("skywork-r1v", "skywork-r1v3", "qwen2.5")
 # `<IMG_CONTEXT>`, the third token appended to the vocabulary of DeepSeek-R1-Distill-Qwen.
 IMAGE_TOKEN_ID = 151667
 

@@ -394,8 +394,14 @@ def make_thinking_budget(
     """A `ThinkingBudget` that closes the thinking with the words of a skipped thinking.
 
     Raises:
-        ValueError: a tokenizer without `</think>`, or no room for an answer after the thinking.
+        ValueError: a template without thinking, a tokenizer without `</think>`, or no room for an
+            answer after the thinking.
     """
+    if not template.opens_thinking:
+        raise ValueError(
+            f"thinking_budget={budget}: this model does not think (template={template.name!r}). "
+            "Leave the budget out."
+        )
     closing_ids = encode_segments(tokenizer, [(template.skipped_thinking, True)])
     think_end_id = token_id(tokenizer, THINK_END)
     if think_end_id is None:

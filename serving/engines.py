@@ -56,9 +56,9 @@ class TransformersEngine:
             model, torch_dtype=getattr(torch, dtype), device_map=device, trust_remote_code=True
         ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-        template = conversation.get_conv_template(self.model.config.template)
+        self.template = conversation.get_conv_template(self.model.config.template)
         self.stops = {
-            conversation.token_id(self.tokenizer, token) for token in template.stop_strings
+            conversation.token_id(self.tokenizer, token) for token in self.template.stop_strings
         }
         self.batch_size = batch_size
         self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
@@ -124,10 +124,14 @@ class TransformersEngine:
             text: of the answer.
             ids: generated ids; padding follows the stop token.
         """
+        written = len(ids)
+        finish_reason = "length"
         for number, token in enumerate(ids, 1):
             if token in self.stops:
-                return answer_entry(question, text, number, "stop")
-        return answer_entry(question, text, len(ids), "length")
+                written = number
+                finish_reason = "stop"
+                break
+        return answer_entry(question, text, written, finish_reason, self.template.opens_thinking)
 
 
 def _size_of_question(question: Question) -> tuple[int, int]:
@@ -220,8 +224,13 @@ class VllmEngine:
             return
         for question, output in zip(questions, outputs):
             answer = output.outputs[0]
-            num_tokens = len(answer.token_ids)
-            yield answer_entry(question, answer.text.strip(), num_tokens, answer.finish_reason)
+            yield answer_entry(
+                question,
+                answer.text.strip(),
+                len(answer.token_ids),
+                answer.finish_reason,
+                self.template.opens_thinking,
+            )
 
     def _prompt(self, question: Question) -> dict[str, Any]:
         """A question as vLLM takes it: token ids, and images."""
@@ -271,8 +280,7 @@ def prompt_ids_for_vllm(
     num_images = len(question["images"])
     history = question["history"]
     asked = conversation.add_image_placeholders(question["question"], history, num_images)
-    system = question["system"] or ""
-    opened = conversation.open_conversation(template, asked, history, system)
+    opened = conversation.open_conversation(template, asked, history, question["system"])
     placeholder = tokenizer(conversation.IMAGE_PLACEHOLDER, add_special_tokens=False)["input_ids"]
     parts = _split_at_images(opened.segments([1] * num_images))
     begins = [opened.begin] + [""] * num_images

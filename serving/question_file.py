@@ -134,7 +134,13 @@ def _existing_images(images: Iterable[str], folder: Path, where: str) -> list[st
 # -- answers ---------------------------------------------------------------------------------------
 
 
-def answer_entry(question: Question, text: str, tokens: int, finish_reason: str | None) -> Entry:
+def answer_entry(
+    question: Question,
+    text: str,
+    tokens: int,
+    finish_reason: str | None,
+    thinking_opened: bool = True,
+) -> Entry:
     """A line of the answers, without the limits of the run.
 
     Args:
@@ -142,8 +148,9 @@ def answer_entry(question: Question, text: str, tokens: int, finish_reason: str 
         text: of the answer, with its thinking.
         tokens: number of generated tokens.
         finish_reason: "stop", or "length" where a limit cut the answer.
+        thinking_opened: whether the model thinks before it answers.
     """
-    thinking, answer = conversation.split_thinking(text)
+    thinking, answer = conversation.split_thinking(text, thinking_opened)
     return {
         "id": question["id"],
         "question": question["question"],

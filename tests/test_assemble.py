@@ -12,13 +12,23 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from remote_code import conversation
 from tests import checkpoints
 from training import assemble as assembly
 from training.assemble import assemble
+from training.assembly_plan import AssemblyPlan
 from training.nano import text, tokenizer
+from training.rows import ChatSample
+from training.sample_encoder import IGNORED, SampleEncoder
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
 
@@ -232,6 +242,108 @@ def test_a_chatml_language_model(parts, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["template"] == "skywork-r1v3"
 
 
+def write_instruct_model(folder, **renamed):
+    """A language model with Qwen2.5's control tokens, of which `<think>` is none."""
+    write_language_model(folder, 5)
+    serialized = json.loads((folder / "tokenizer.json").read_text())
+    names = {
+        "<｜User｜>": "<|im_start|>", "<｜Assistant｜>": "<|im_end|>",
+        "<think>": "<|fim_a|>", "</think>": "<|fim_b|>", **renamed,
+    }  # fmt: skip
+    for token in serialized["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    (folder / "tokenizer.json").write_text(json.dumps(serialized))
+    return folder
+
+
+QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+
+@pytest.fixture(scope="module")
+def instruct(parts, tmp_path_factory):
+    """A repository with an instruct model, assembled twice: the second takes the first's part."""
+    folder = tmp_path_factory.mktemp("instruct")
+    language_model = write_instruct_model(folder / "qwen")
+    assemble(folder / "first", parts / "vision", language_model)
+    assemble(folder / "second", parts / "vision", folder / "first")
+    return folder / "second"
+
+
+def test_an_instruct_model_is_not_made_to_think(instruct):
+    """The prompt is Qwen2.5's own, as its model card's template writes it."""
+    config = json.loads((instruct / "config.json").read_text())
+    assert config["template"] == "qwen2.5"
+    tokenizer = AutoTokenizer.from_pretrained(instruct, trust_remote_code=True)
+    model = AutoModel.from_pretrained(instruct, trust_remote_code=True, torch_dtype=torch.float32)
+    seen = []
+    model.generate = lambda **inputs: seen.append(inputs) or torch.zeros(1, 0, dtype=torch.int64)
+    history = [("Hi", "a</think>b")]
+    for options in ({}, {"mode": "no-think"}, {"system_message": ""}, {"system_message": "Short."}):
+        model.chat(tokenizer, None, "And?", {"max_new_tokens": 1}, history=history, **options)
+    rest = (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\na</think>b<|im_end|>\n"
+        "<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    default = f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n"
+    short = "<|im_start|>system\nShort.<|im_end|>\n"
+    prompts = [tokenizer.decode(inputs["input_ids"][0]) for inputs in seen]
+    assert prompts == [default + rest, default + rest, rest, short + rest]
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "a</think>b"},
+        {"role": "user", "content": "And?"},
+    ]
+    processor = AutoProcessor.from_pretrained(instruct, trust_remote_code=True)
+    for system, inputs in zip((None, None, "", "Short."), seen):
+        messages = turns if system is None else [{"role": "system", "content": system}, *turns]
+        encoded = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        assert torch.as_tensor(encoded["input_ids"]).flatten().tolist() == (
+            inputs["input_ids"][0].tolist()
+        )
+    with pytest.raises(ValueError, match="does not think"):
+        model.chat(tokenizer, None, "Hi", {"max_new_tokens": 99}, thinking_budget=5)
+
+
+@pytest.mark.parametrize("answer, learned", [
+    ("Three.", "Three."),
+    ("I count.\n</think>\n\nThree.", "I count.\n\nThree."),  # chains of thought, without marks
+    ("<think>\n\n</think>\n\nThree.", "Three."),
+])  # fmt: skip
+def test_an_instruct_model_learns_answers_alone(instruct, answer, learned):
+    processor = AutoProcessor.from_pretrained(instruct, trust_remote_code=True)
+    config = AutoConfig.from_pretrained(instruct, trust_remote_code=True)
+    encode = SampleEncoder(config, processor.tokenizer, processor.image_processor, 2000)
+    sample = encode(ChatSample([("Hi", answer)], []))
+    labels = sample["labels"]
+    assert processor.tokenizer.decode(sample["input_ids"][labels == IGNORED]) == (
+        f"<|im_start|>system\n{QWEN_SYSTEM}<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert processor.tokenizer.decode(labels[labels != IGNORED]) == f"{learned}<|im_end|>\n"
+
+
+@pytest.mark.parametrize("renamed, asked, name", [
+    ({}, None, "qwen2.5"),
+    ({"<think>": "<think>"}, None, "skywork-r1v3"),  # QwQ, Qwen3
+    ({}, "skywork-r1v3", "skywork-r1v3"),  # R1V3, whose tokenizer is Qwen2.5's
+])  # fmt: skip
+def test_the_template_follows_from_the_tokenizer_or_is_asked_for(
+    parts, tmp_path, renamed, asked, name
+):
+    language_model = write_instruct_model(tmp_path / "qwen", **renamed)
+    settings = {} if asked is None else {"template": asked}
+    plan = AssemblyPlan(parts / "vision", language_model, settings=settings)
+    assert plan.config["template"] == name
+    assert any(name in note for note in plan.notes)
+
+
+def test_a_template_that_nobody_knows_is_an_error(parts):
+    with pytest.raises(ValueError, match="'chatml' is unknown; expected one of skywork-r1v,"):
+        AssemblyPlan(parts / "vision", parts / "whole", settings={"template": "chatml"})
+
+
 CHATS = {
     "a question": [("user", "Hi")],
     "a system message": [("system", "Be brief."), ("user", "Hi")],
@@ -254,7 +366,7 @@ CHATS = {
 @pytest.mark.parametrize("thinks", [True, False])
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("name", assembly.CHAT_TEMPLATES)
-def test_both_chat_templates_write_what_the_conversation_does(nano_tokenizer, name, chat, thinks):
+def test_chat_templates_write_what_the_conversation_does(nano_tokenizer, name, chat, thinks):
     template = (checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]).read_text(encoding="utf-8")
     messages = [{"role": role, "content": content} for role, content in CHATS[chat]]
     prompt = nano_tokenizer.apply_chat_template(
@@ -262,7 +374,7 @@ def test_both_chat_templates_write_what_the_conversation_does(nano_tokenizer, na
         chat_template=template,
         tokenize=False,
         add_generation_prompt=True,
-        enable_thinking=thinks,
+        **({} if thinks else {"enable_thinking": False}),
     )
     asked = conversation.get_conv_template(name)
     assert asked.name == name
@@ -280,12 +392,12 @@ def test_both_chat_templates_write_what_the_conversation_does(nano_tokenizer, na
 def test_the_chat_templates_differ_in_control_tokens_only():
     """Which stand at the head, so that a change to the rest is made in both files."""
     rests = []
-    for name in ("skywork-r1v", "skywork-r1v3"):
+    for name in assembly.CHAT_TEMPLATES:
         path = checkpoints.ROOT / assembly.CHAT_TEMPLATES[name]
         head, start, rest = path.read_text(encoding="utf-8").partition("{#- A control token that")
         assert start and "<|" in head and "<|" not in rest and "<｜" not in rest
         rests.append(rest)
-    assert rests[0] == rests[1]
+    assert len(set(rests)) == 1
 
 
 @pytest.mark.parametrize("name", assembly.CHAT_TEMPLATES)

@@ -16,6 +16,7 @@ from tests import checkpoints
 from tests.test_conversation import CONTROL
 from training.assemble import CHAT_TEMPLATES, with_control_tokens
 
+NO_THINKING = "opens_thinking = false"
 CHATML = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 PIECES = [
     *CONTROL, *CHATML, "<image>", "<", "think>", "</", "｜User｜>", "<|im_", "end|>", "a", "\n",
@@ -66,9 +67,14 @@ def conversations(draw, texts):
 
 
 def harmless(messages):
-    """The conversation with the word "a" for every text; an answer keeps its `</think>`."""
+    """The conversation with the word "a" for every text.
+
+    An empty system message stays one, because it is no message.
+    """
     messages = copy.deepcopy(messages)
     for message in messages:
+        if message == {"role": "system", "content": ""}:
+            continue
         if isinstance(message["content"], str):
             message["content"] = "a"
         else:
@@ -93,6 +99,9 @@ def control_ids(tokenizer, messages, template):
 @settings(max_examples=300, deadline=None)
 @given(messages=conversations(TEXTS))
 def test_no_text_becomes_a_control_token(tokenizer, template, messages):
+    if NO_THINKING in template:
+        for message in messages:
+            message.pop("reasoning_content", None)  # which it refuses
     has_image_parts = any(
         isinstance(message["content"], list)
         and any(part["type"] == "image" for part in message["content"])
@@ -138,14 +147,29 @@ def test_what_the_model_was_not_taught_is_refused_by_name(
         tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **variables)
 
 
+@pytest.mark.parametrize("message, variables, words", [
+    ({"role": "user", "content": "a"}, {"enable_thinking": True}, "leave enable_thinking out"),
+    ({"role": "assistant", "content": "a", "reasoning": "b"}, {}, "has reasoning"),
+])  # fmt: skip
+def test_a_model_that_does_not_think_says_so(tokenizer, message, variables, words):
+    text = (checkpoints.ROOT / CHAT_TEMPLATES["qwen2.5"]).read_text(encoding="utf-8")
+    with pytest.raises(TemplateError, match=words):
+        tokenizer.apply_chat_template([message], chat_template=text, tokenize=False, **variables)
+
+
 def test_the_mask_of_the_assistant_is_what_it_wrote(tokenizer, template):
     """Its thinking, its answer and the token that ends its turn; nothing of the prompt."""
+    written_in_turns = ["Two.", "Three."]
+    if NO_THINKING not in template:
+        written_in_turns = ["I add.\n</think>\n\nTwo.", "I add again.\n</think>\n\nThree."]
     messages = [
         {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "I add.\n</think>\n\nTwo."},
+        {"role": "assistant", "content": written_in_turns[0]},
         {"role": "user", "content": "And?"},
-        {"role": "assistant", "content": "Three.", "reasoning": "I add again."},
+        {"role": "assistant", "content": "Three."},
     ]
+    if NO_THINKING not in template:
+        messages[-1]["reasoning"] = "I add again."
     encoded = tokenizer.apply_chat_template(
         messages,
         chat_template=template,
@@ -157,6 +181,4 @@ def test_the_mask_of_the_assistant_is_what_it_wrote(tokenizer, template):
         index for index, is_mine in zip(encoded["input_ids"], encoded["assistant_masks"]) if is_mine
     ]
     end = "<|im_end|>\n" if "begin = ''" in template else "<｜end▁of▁sentence｜>"
-    assert tokenizer.decode(written) == (
-        f"I add.\n</think>\n\nTwo.{end}I add again.\n</think>\n\nThree.{end}"
-    )
+    assert tokenizer.decode(written) == "".join(turn + end for turn in written_in_turns)

@@ -359,7 +359,7 @@ def test_tables_of_one_size_have_fingerprints_of_their_own(parts):
 def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
     """Ids up to the answer are what chat() hands to generate().
 
-    With images, several turns and a system message.
+    With images, several turns and a system message; the answer to learn has no thinking.
     """
     _, processor = parts
     asked = {}
@@ -372,7 +372,7 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
     history = [("<image>\nWhat?", "I see it.\n</think>\n\nA shape.")]
     nano_model.chat(
         processor.tokenizer, [images / "wide.png"], "And <img> now?", {"max_new_tokens": 1},
-        history=history, system_message="Be brief.",
+        history=history, system_message="Be brief.", mode="no-think",
     )  # fmt: skip
     row = {
         "image": "wide.png",
@@ -388,19 +388,20 @@ def test_prompts_are_those_of_chat(parts, images, nano_model, monkeypatch):
     torch.testing.assert_close(sample["pixel_values"], asked["pixel_values"])
 
 
-@pytest.mark.parametrize("answer, learned", [
-    ("think\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+@pytest.mark.parametrize("settings, answer, learned", [
+    ({}, "think\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
     # The template opens the thinking itself
-    ("<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+    ({}, "<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
     # As many data sets have it
-    ("\n<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
-    # Without reasoning, the thinking is closed at once
-    ("Answer: 3", "\n</think>\n\nAnswer: 3"),
-    ("a</think>b </think> c", "a</think>b </think> c"),
+    ({}, "\n<think>\nthink\n</think>\n\nAnswer: 3", "think\n</think>\n\nAnswer: 3"),
+    # Without reasoning, the prompt has closed the thinking
+    ({}, "Answer: 3", "Answer: 3"),
+    ({"loss_on_skipped_thinking": True}, "Answer: 3", "\n</think>\n\nAnswer: 3"),
+    ({}, "a</think>b </think> c", "a</think>b </think> c"),
 ])  # fmt: skip
-def test_loss_is_on_answers_and_their_end(parts, answer, learned):
+def test_loss_is_on_answers_and_their_end(parts, settings, answer, learned):
     tokenizer = parts[1].tokenizer
-    sample = encoder(parts)(
+    sample = encoder(parts, **settings)(
         parse_row({"conversations": turn("Say </think> <img>", answer) + turn("Again", answer)})
     )
     labels = sample["labels"]
@@ -408,7 +409,7 @@ def test_loss_is_on_answers_and_their_end(parts, answer, learned):
     assert torch.equal(kept, sample["input_ids"][labels != IGNORED])
     end = "<｜end▁of▁sentence｜>"
     assert tokenizer.decode(kept) == (learned + end) * 2
-    ends = int((kept == tokenizer.convert_tokens_to_ids("</think>")).sum())
+    ends = int((sample["input_ids"] == tokenizer.convert_tokens_to_ids("</think>")).sum())
     assert ends == 2  # a question's own, and further ones of an answer, are text
     assert (sample["input_ids"] == tokenizer.convert_tokens_to_ids("<img>")).sum() == 0
 

@@ -225,14 +225,17 @@ def test_evaluations_need_data(samples, tmp_path):  # noqa: F811
         sft.make_trainer(*sft.parse(flags))
 
 
-@pytest.mark.parametrize("text, answer", [
-    ("I see 3.</think>\n\nAnswer: \\boxed{3}", "3"),
-    ("\\boxed{4}</think> No: \\boxed{3}", "3"),
-    ("\\boxed{4}</think>Three.", "Three."),  # a box in the thinking is no answer
-    ("It never ends \\boxed{3}", None),
+@pytest.mark.parametrize("right, text, answer", [
+    ("So.</think>3", "I see 3.</think>\n\nAnswer: \\boxed{3}", "3"),
+    ("So.</think>3", "\\boxed{4}</think> No: \\boxed{3}", "3"),
+    ("So.</think>3", "\\boxed{4}</think>Three.", "Three."),  # a box in the thinking is no answer
+    ("So.</think>3", "It never ends \\boxed{3}", None),
+    # The prompt has closed the thinking, or opened none
+    ("3", "three", "three"),
+    ("3", "I see \\boxed{3}.", "3"),
 ])  # fmt: skip
-def test_final_answers(text, answer):
-    assert asking.final_answer(text) == answer
+def test_final_answers(right, text, answer):
+    assert asking.Reply(text, right).found == answer
 
 
 def test_right_answers_are_counted_as_chat_gives_them(tmp_path):

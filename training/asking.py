@@ -12,13 +12,14 @@ from remote_code import conversation
 from training.sample_encoder import IGNORED
 
 
-def final_answer(text: str) -> str | None:
+def final_answer(text: str, thinking_opened: bool = True) -> str | None:
     """What an answer says in its box or, without one, behind its thinking; None if that never ends.
 
     Args:
-        text: what follows the prompt, which has opened the thinking.
+        text: what follows the prompt.
+        thinking_opened: whether the prompt has opened the thinking, and left it open.
     """
-    answer = conversation.split_thinking(text).answer
+    answer = conversation.split_thinking(text, thinking_opened).answer
     return boxed(answer) or answer or None
 
 
@@ -37,9 +38,24 @@ class Reply(NamedTuple):
     expected: str
 
     @property
+    def found(self) -> str | None:
+        """The final answer that the model gave."""
+        return final_answer(self.written, self._thinks)
+
+    @property
+    def right(self) -> str | None:
+        """The final answer of the sample."""
+        return final_answer(self.expected, self._thinks)
+
+    @property
     def is_right(self) -> bool:
         """Whether the final answers are the same."""
-        return final_answer(self.written) == final_answer(self.expected)
+        return self.found == self.right
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether the prompt leaves the thinking open; then the sample's reply closes it."""
+        return conversation.THINK_END in self.expected
 
 
 @torch.no_grad()

@@ -41,14 +41,10 @@ from tqdm import tqdm
 
 import durable
 from remote_code import checkpoint_files
-from training.assembly_plan import AssemblyPlan, read_json
+from training.assembly_plan import CHAT_TEMPLATES, AssemblyPlan, read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as safetensors calls them
-CHAT_TEMPLATES = {
-    "skywork-r1v": "chat_template.jinja",
-    "skywork-r1v3": "chat_template_chatml.jinja",
-}
 TILING_SETTINGS = (
     "dynamic_image_size",
     "min_dynamic_patch",
@@ -404,6 +400,11 @@ def parse_arguments() -> argparse.Namespace:
         help="the most tiles an image is cut into, thumbnail not counted (max_dynamic_patch)",
     )
     parser.add_argument(
+        "--template",
+        choices=CHAT_TEMPLATES,
+        help="the conversation template, where the language model's tokenizer does not tell",
+    )
+    parser.add_argument(
         "--shard-gb", type=float, default=5.0, help="the size of the largest file of weights in GB"
     )
     parser.add_argument(
@@ -421,6 +422,8 @@ def main() -> None:
     settings = {}
     if arguments.max_tiles is not None:
         settings["max_dynamic_patch"] = arguments.max_tiles
+    if arguments.template is not None:
+        settings["template"] = arguments.template
     try:
         notes = assemble(
             arguments.output,

@@ -40,6 +40,12 @@ LANGUAGE_PREFIX = "language_model."
 PROJECTOR_PREFIX = "mlp1."
 EMBEDDINGS = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+# The chat template of each conversation template, by its name.
+CHAT_TEMPLATES = {
+    "skywork-r1v": "chat_template.jinja",
+    "skywork-r1v3": "chat_template_chatml.jinja",
+    "qwen2.5": "chat_template_qwen2_5.jinja",
+}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 LANGUAGE_ARCHITECTURE = "Qwen2ForCausalLM"
 RMS_OF_GELU = 0.652  # root mean square of GELU(x) for x of N(0, 1)
@@ -81,12 +87,14 @@ class LanguageSource:
         config: its llm_config.
         tokenizer: its tokenizer.json.
         checkpoint: its tensors.
+        template: the conversation template that a repository of this code names, or None.
     """
 
     folder: Path
     config: dict[str, Any]
     tokenizer: dict[str, Any]
     checkpoint: Checkpoint
+    template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +145,10 @@ def open_language_model(folder: str | Path) -> LanguageSource:
     """
     config = read_config(folder, "language-model")
     prefix = ""
+    template = None
     if "llm_config" in config:
         prefix = LANGUAGE_PREFIX
+        template = config.get("template")
         config = config["llm_config"]
     _check_language_config(folder, config)
     missing = [name for name in TOKENIZER_FILES if not (Path(folder) / name).is_file()]
@@ -146,7 +156,7 @@ def open_language_model(folder: str | Path) -> LanguageSource:
         raise FileNotFoundError(f"--language-model {folder} has no {' and no '.join(missing)}.")
     checkpoint = Checkpoint(folder, prefix)
     tokenizer = read_json(Path(folder) / "tokenizer.json")
-    return LanguageSource(Path(folder), config, tokenizer, checkpoint)
+    return LanguageSource(Path(folder), config, tokenizer, checkpoint, template)
 
 
 def open_projector(folder: str | Path) -> ProjectorSource:
@@ -268,14 +278,19 @@ def _pairs_of_merges(serialized: dict[str, Any]) -> list[tuple[str, ...]]:
 def choose_template(serialized: dict[str, Any]) -> str:
     """The name of the conversation template whose control tokens the tokenizer has.
 
+    A tokenizer of ChatML with the token `<think>` (QwQ, Qwen3) is that of a model which thinks; one
+    without it, that of an instruct model such as Qwen2.5's.
+
     Raises:
         ValueError: the control tokens of no template.
     """
     tokens = {token["content"] for token in serialized["added_tokens"]}
     if "<｜User｜>" in tokens:
         return "skywork-r1v"
-    if "<|im_start|>" in tokens:
+    if "<|im_start|>" in tokens and conversation.THINK_START in tokens:
         return "skywork-r1v3"
+    if "<|im_start|>" in tokens:
+        return "qwen2.5"
     raise ValueError(
         "The language model's tokenizer has neither <｜User｜> (DeepSeek-R1-Distill-Qwen) nor "
         "<|im_start|> (Qwen2.5): there is no conversation template for it."
@@ -380,10 +395,27 @@ class AssemblyPlan:
             "vision_config": vision_config,
             "llm_config": llm_config,
             "image_token_id": extended.image_token_ids[conversation.IMAGE_CONTEXT],
-            "template": choose_template(extended.serialized),
+            "template": self._template(extended, settings),
             "tie_word_embeddings": bool(llm_config.get("tie_word_embeddings", False)),
             "torch_dtype": dtype,
         }
+
+    def _template(self, extended: TokenizerWithImages, settings: dict[str, Any]) -> str:
+        """The name of the conversation template: as asked, of the source, or by the tokenizer.
+
+        Raises:
+            ValueError: a template that is asked for and unknown, or the control tokens of none.
+        """
+        asked = settings.get("template")
+        if asked is not None and asked not in CHAT_TEMPLATES:
+            raise ValueError(
+                f"template={asked!r} is unknown; expected one of {', '.join(CHAT_TEMPLATES)}."
+            )
+        if asked is None and self.language.template in CHAT_TEMPLATES:
+            asked = self.language.template
+        chosen = asked or choose_template(extended.serialized)
+        self.notes.append(f"Conversations have the template {chosen!r}.")
+        return chosen
 
     def _vision_config(self, dtype: str) -> dict[str, Any]:
         """vision_config of the result: those fields of the source that this code knows."""

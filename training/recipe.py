@@ -80,6 +80,13 @@ class RecipeArguments:
             "tiles, and drops them if one tile each is still too much; drop drops them."
         ),
     )
+    loss_on_skipped_thinking: bool = dataclasses.field(
+        default=False,
+        metadata=_described(
+            "From answers without </think>, a model that thinks learns to close its thinking at "
+            'once. Otherwise the prompt closes it, and the result is asked with mode="no-think".'
+        ),
+    )
     max_broken_share: float = dataclasses.field(
         default=0.0,
         metadata=_described(

@@ -1,8 +1,10 @@
 """What the model trains on: a checked sample becomes token ids, labels and tiles; samples a batch.
 
 Prompts have the tokens that `chat()` gives them, and the loss is on answers only. An answer
-`thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it. An answer
-without `</think>` is learned as one that closes the thinking at once and answers.
+`thinking</think>answer` (a leading `<think>` may be there) is reasoning as R1V writes it; a model
+whose template opens no thinking learns it as text, without the marks. An answer without `</think>`
+follows a prompt that skips the thinking, as `chat(mode="no-think")` writes it, or with
+`loss_on_skipped_thinking` is learned as one that closes the thinking at once.
 
 A sample that is too long gets fewer tiles or raises `TooLongError`; nothing is cut off. sources.py
 counts it and, in a file or table, puts another sample in its place.
@@ -40,6 +42,8 @@ class SampleEncoder:
         long_samples: "fewer_tiles" halves the tiles of a sample's images until it fits, and drops
             it if even one tile for each image is too much; "drop" drops it at once. Nothing is ever
             cut off.
+        loss_on_skipped_thinking: whether a model learns to close its thinking at once from answers
+            without thinking; otherwise the prompt closes it.
 
     Raises:
         ValueError: an unknown value of long_samples.
@@ -53,6 +57,7 @@ class SampleEncoder:
         max_length: int,
         max_tiles: int | None = None,
         long_samples: str = "fewer_tiles",
+        loss_on_skipped_thinking: bool = False,
     ) -> None:
         if long_samples not in LONG_SAMPLES:
             raise ValueError(
@@ -64,6 +69,7 @@ class SampleEncoder:
         self.tokens_per_tile: int = config.num_image_token
         self.max_length = max_length
         self.long_samples = long_samples
+        self.loss_on_skipped_thinking = loss_on_skipped_thinking
         self.max_tiles: int = max_tiles or image_processor.max_dynamic_patch
 
     def __call__(self, sample: ChatSample, image_root: str | Path | None = None) -> dict[str, Any]:
@@ -128,36 +134,47 @@ class SampleEncoder:
         for number, (question, answer) in enumerate(sample.turns):
             num_images = min(question.count(conversation.IMAGE_PLACEHOLDER), len(remaining))
             is_first = number == 0
+            system_message = ""
+            if is_first:
+                system_message = sample.system or self.template.system_message
             opened = conversation.open_conversation(
                 self.template,
                 conversation.Question(question, num_images),
-                system_message=sample.system if is_first else "",
+                system_message=system_message,
             )
+            prompt_segments = opened.segments(remaining[:num_images])
+            skipped, reply_segments = self._reply(answer)
+            if self.loss_on_skipped_thinking:
+                reply_segments = skipped + reply_segments
+            else:
+                prompt_segments += skipped
             prompt = conversation.encode_segments(
-                self.tokenizer,
-                opened.segments(remaining[:num_images]),
-                self.template.begin if is_first else "",
+                self.tokenizer, prompt_segments, self.template.begin if is_first else ""
             )
-            reply = conversation.encode_segments(self.tokenizer, self._answer_segments(answer))
+            reply = conversation.encode_segments(self.tokenizer, reply_segments)
             ids += prompt + reply
             labels += [IGNORED] * len(prompt) + reply
             remaining = remaining[num_images:]
         return ids, labels
 
-    def _answer_segments(self, answer: str) -> list[conversation.Segment]:
-        """An answer as segments, of which its first `</think>` is control."""
-        end = conversation.THINK_END
-        if end not in answer:
-            return [
-                (self.template.skipped_thinking, True),
-                (answer, False),
-                (self.template.sep, True),
-            ]
+    def _reply(self, answer: str) -> tuple[list[conversation.Segment], list[conversation.Segment]]:
+        """The segments that skip the thinking, for an answer without one, and those of the answer.
+
+        The first `</think>` is control where the template has opened the thinking; the template
+        opens it itself, so a `<think>` in front is left out.
+        """
+        end: conversation.Segment = (self.template.sep, True)
+        if conversation.THINK_END not in answer:
+            skipped = [(self.template.skipped_thinking, True)]
+            return skipped, [(answer, False), end]
         if answer.lstrip().startswith(conversation.THINK_START):
-            # The template opens the thinking itself
             answer = answer.lstrip().removeprefix(conversation.THINK_START).removeprefix("\n")
-        thinking, _, rest = answer.partition(end)
-        return [(thinking, False), (end, True), (rest, False), (self.template.sep, True)]
+        if not self.template.opens_thinking:
+            parts = conversation.split_thinking(answer)
+            text = "\n\n".join(part for part in parts if part)
+            return [], [(text, False), end]
+        thinking, mark, rest = answer.partition(conversation.THINK_END)
+        return [], [(thinking, False), (mark, True), (rest, False), end]
 
     def _open(self, image: Any, image_root: str | Path | None) -> Any:
         """The PIL image of an entry of a sample's images.

@@ -4,7 +4,8 @@
     python -m training.score --model nano --data test.jsonl --out runs/score
 
 The data have the form of those to train on (training/rows.py). Each last question is asked with
-greedy decoding; right is an answer whose box, or text without a box, is that of the data. Prints
+greedy decoding; right is an answer whose box, or text without a box, is that of the data. Where
+the data's answer has no thinking, neither has the model's, unless `--think` is given. Prints
 the share of right answers with its interval of 95 %. Writes `answers.jsonl`, a line for each
 sample, and `wrong.html`, a page that needs no network, into `--out`, which is `score` beside the
 model's directory unless given.
@@ -29,7 +30,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 import durable
 from evaluation.nano import wilson
 from preprocessor.image_loading import open_image
-from training.asking import Reply, ask, final_answer
+from training.asking import Reply, ask
 from training.command_line import argument_parser, exit_code
 from training.recipe import DTYPES
 from training.rows import local_path, parse_row
@@ -79,8 +80,8 @@ def as_line(scored: Scored) -> str:
     content = {
         "where": scored.where,
         "question": scored.question,
-        "expected": final_answer(scored.reply.expected),
-        "found": final_answer(scored.reply.written),
+        "expected": scored.reply.right,
+        "found": scored.reply.found,
         "right": scored.reply.is_right,
         "written": scored.reply.written,
     }
@@ -92,7 +93,7 @@ def wrong_page(wrong: Sequence[Scored], source: ConversationFile, heading: str) 
     articles = []
     for scored in wrong:
         pictures = "".join(_pictures(source, scored.number))
-        expected = html.escape(str(final_answer(scored.reply.expected)))
+        expected = html.escape(str(scored.reply.right))
         articles.append(
             f"<article>{pictures}<p>{html.escape(scored.question)}<br>right: <b>{expected}</b>, "
             f"{html.escape(scored.where)}</p><pre>{html.escape(scored.reply.written)}</pre>"
@@ -129,6 +130,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--image-root", help="directory of relative image paths")
     parser.add_argument("--out", type=Path, help="directory of answers.jsonl and wrong.html")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
+    parser.add_argument(
+        "--think",
+        action="store_true",
+        help="let the model think also where the data's answer has no thinking",
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     options = parser.parse_args(arguments)
     return exit_code(lambda: _score_and_write(options))
@@ -141,7 +147,13 @@ def _score_and_write(options: argparse.Namespace) -> None:
     config: Any = AutoConfig.from_pretrained(options.model, trust_remote_code=True)
     processor: Any = AutoProcessor.from_pretrained(options.model, trust_remote_code=True)
     context = config.llm_config.max_position_embeddings
-    encoder = SampleEncoder(config, processor.tokenizer, processor.image_processor, context)
+    encoder = SampleEncoder(
+        config,
+        processor.tokenizer,
+        processor.image_processor,
+        context,
+        loss_on_skipped_thinking=options.think,  # the prompt leaves the thinking open
+    )
     source = ConversationFile(options.data, encoder, options.image_root)
     model: Any = AutoModelForImageTextToText.from_pretrained(
         options.model, torch_dtype=getattr(torch, options.dtype), trust_remote_code=True

@@ -173,6 +173,7 @@ def _make_encoder(recipe: RecipeArguments, config: TrainingConfig, processor: An
         config.max_length,
         recipe.max_tiles,
         recipe.long_samples,
+        recipe.loss_on_skipped_thinking,
     )
 
 
