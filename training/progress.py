@@ -36,9 +36,13 @@ class Throughput:
         self.counts = {"samples": 0, "tokens": 0, "tiles": 0}
 
     def add(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Count a batch: its rows, the tokens that are not padding, and its tiles."""
-        self.counts["samples"] += len(inputs["input_ids"])
-        self.counts["tokens"] += int(inputs["attention_mask"].sum())
+        """Count a batch: its samples, the tokens that are not padding, and its tiles."""
+        if "position_ids" in inputs:  # samples are packed, and each begins at position 0
+            self.counts["samples"] += int((inputs["position_ids"] == 0).sum())
+            self.counts["tokens"] += inputs["input_ids"].numel()
+        else:
+            self.counts["samples"] += len(inputs["input_ids"])
+            self.counts["tokens"] += int(inputs["attention_mask"].sum())
         if "pixel_values" in inputs:
             self.counts["tiles"] += len(inputs["pixel_values"])
 

@@ -102,10 +102,18 @@ class RecipeArguments:
     shuffle_buffer: int = dataclasses.field(
         default=10_000, metadata=_described("Number of samples in the buffer that shuffles.")
     )
+    pack_samples: bool = dataclasses.field(
+        default=False,
+        metadata=_described(
+            "Put several samples into each row of up to max_length tokens. They do not see each "
+            "other, and none is cut. Batch sizes then count rows."
+        ),
+    )
     global_batch_size: int | None = dataclasses.field(
         default=None,
         metadata=_described(
-            "Samples of an optimizer step over all processes; sets gradient_accumulation_steps."
+            "Samples (with pack_samples: rows) of an optimizer step over all processes; sets "
+            "gradient_accumulation_steps."
         ),
     )
     model_dtype: str = dataclasses.field(
@@ -183,6 +191,8 @@ class RecipeArguments:
             )
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share={self.max_broken_share} must be in [0, 1).")
+        if self.pack_samples and self.streaming:
+            raise ValueError("pack_samples needs the lengths of all samples: not with streaming.")
         self._check_rates()
         self._check_evaluation()
 
@@ -239,7 +249,7 @@ WITHOUT_EFFECT = {
     "dataset_kwargs": PREPARED_HERE,
     "dataset_num_proc": PREPARED_HERE,
     "dataset_text_field": PREPARED_HERE,
-    "packing": f"{PREPARED_HERE}; group samples by length (train_sampling_strategy)",
+    "packing": "name pack_samples, which knows images",
     "packing_strategy": PREPARED_HERE,
     "eval_packing": PREPARED_HERE,
     "padding_free": PREPARED_HERE,

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import datasets
+import numpy as np
 import torch
+from accelerate import PartialState
 from transformers.utils import logging
 
+from training.line_index import IndexFiles
+from training.packing import make_packs
 from training.recipe import RecipeArguments, TrainingConfig
 from training.rows import json_lines
 from training.sample_encoder import SampleEncoder
@@ -33,8 +37,8 @@ def build_dataset(
     """The training data of a recipe, read and encoded as they are needed.
 
     Returns:
-        a `datasets.Dataset` or `IterableDataset` with one column, "sample"; and the source behind
-        it.
+        a `datasets.Dataset` or `IterableDataset` with one column: "sample" or, with `pack_samples`,
+        "samples", a list of them; and the source behind it.
 
     Raises:
         FileNotFoundError: a data file that does not exist.
@@ -45,10 +49,13 @@ def build_dataset(
     if recipe.streaming:
         stream = _open_stream(recipe, config, encoder)
         return stream.dataset, stream
-    conversations = _open_conversations(recipe, recipe.data, encoder)
+    with_lengths = recipe.pack_samples or config.train_sampling_strategy == "group_by_length"
+    conversations = _open_conversations(recipe, config, recipe.data, encoder, with_lengths)
     if recipe.eval_share:
         numbers, _ = _split(len(conversations), recipe.eval_share, config.seed)
         conversations = conversations.restricted(numbers)
+    if recipe.pack_samples:
+        return _as_packed_dataset(conversations, encoder.max_length), conversations
     return _as_dataset(conversations), conversations
 
 
@@ -68,7 +75,7 @@ def build_eval_dataset(
         SampleError: too many broken samples.
     """
     if recipe.eval_data:
-        return _as_dataset(_open_conversations(recipe, recipe.eval_data, encoder))
+        return _as_dataset(_open_conversations(recipe, config, recipe.eval_data, encoder))
     if recipe.eval_share and isinstance(source, Conversations):
         _, numbers = _split(len(source), recipe.eval_share, config.seed)
         return _as_dataset(source.restricted(numbers))
@@ -77,9 +84,37 @@ def build_eval_dataset(
 
 def _as_dataset(conversations: Conversations) -> datasets.Dataset:
     """The samples in use, encoded as they are asked for, in one column, "sample"."""
-    lines = datasets.Dataset.from_dict({"line": list(conversations.numbers)})
+    lines = datasets.Dataset.from_dict({"line": np.asarray(conversations.numbers)})
     # A partial, because spawned workers get the data set as a pickle.
     return lines.with_transform(functools.partial(_encode_lines, conversations))
+
+
+def _as_packed_dataset(conversations: Conversations, capacity: int) -> datasets.Dataset:
+    """The samples in use, several to a row, in one column, "samples"."""
+    numbers = conversations.numbers
+    packs = make_packs([conversations.length(number) for number in numbers], capacity)
+    lines = [[numbers[place] for place in pack] for pack in packs]
+    rows = datasets.Dataset.from_dict({"lines": lines})
+    logger.info(f"{len(numbers)} samples in {len(lines)} rows of up to {capacity} tokens.")
+    return rows.with_transform(functools.partial(_encode_packs, conversations))
+
+
+def _encode_packs(
+    conversations: Conversations, batch: dict[str, list[list[int]]]
+) -> dict[str, list[list[EncodedSample]]]:
+    """The samples of each row in a batch."""
+    return {"samples": [_encode_pack(conversations, lines) for lines in batch["lines"]]}
+
+
+def _encode_pack(conversations: Conversations, lines: list[int]) -> list[EncodedSample]:
+    """The samples of a row; without those that cannot be used, but at least one."""
+    samples = []
+    for line in lines:
+        if not conversations.counts.is_unusable(line):
+            sample = conversations.encode_line(line)
+            if sample is not None:
+                samples.append(sample)
+    return samples or [conversations[lines[0]]]
 
 
 def _split(count: int, eval_share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -112,12 +147,18 @@ def _check_data(recipe: RecipeArguments, config: TrainingConfig) -> None:
         is_mixed = any(source.startswith(DATASETS_PREFIX) for source in data)
         if is_mixed and len(data) > 1:
             raise ValueError(f"{key}: one `datasets:` source, or any number of JSONL files.")
+    if recipe.pack_samples and config.train_sampling_strategy == "group_by_length":
+        raise ValueError("pack_samples: rows are all of about one length; do not group by length.")
     if recipe.streaming and config.max_steps <= 0:
         raise ValueError("streaming: the number of samples is not known, so max_steps is needed.")
 
 
 def _open_conversations(
-    recipe: RecipeArguments, data: Sequence[str], encoder: SampleEncoder
+    recipe: RecipeArguments,
+    config: TrainingConfig,
+    data: Sequence[str],
+    encoder: SampleEncoder,
+    with_lengths: bool = False,
 ) -> Conversations:
     """The samples of a recipe's `data` or `eval_data` by number."""
     name = data[0]
@@ -125,7 +166,14 @@ def _open_conversations(
         return ConversationTable(
             _load_table(name), name, encoder, recipe.image_root, recipe.max_broken_share
         )
-    return ConversationFile(data, encoder, recipe.image_root, recipe.max_broken_share)
+    index_files = IndexFiles(
+        Path(str(config.output_dir)) / "index",
+        is_first=config.process_index == 0,
+        wait=PartialState().wait_for_everyone,
+    )
+    return ConversationFile(
+        data, encoder, recipe.image_root, recipe.max_broken_share, index_files, with_lengths
+    )
 
 
 def _open_stream(

@@ -13,11 +13,13 @@ counts it and, in a file or table, puts another sample in its place.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from preprocessor.image_loading import open_image
@@ -28,6 +30,16 @@ from training.rows import ChatSample, SampleError, TooLongError, local_path
 
 IGNORED = -100  # the label of tokens without loss, as PyTorch has it
 LONG_SAMPLES = ("fewer_tiles", "drop")
+
+
+class ImageSize(NamedTuple):
+    """Width and height of an image in pixels."""
+
+    width: int
+    height: int
+
+
+NO_IMAGE = ImageSize(0, 0)
 
 
 class SampleEncoder:
@@ -93,6 +105,50 @@ class SampleEncoder:
             "fewer_tiles": limit < self.max_tiles,
         }
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with whatever the number of tokens of a sample depends on."""
+        processor = self.image_processor
+        decisive = [
+            self.template.name,
+            self.tokens_per_tile,
+            self.max_length,
+            self.max_tiles,
+            self.long_samples,
+            self.loss_on_skipped_thinking,
+            processor.dynamic_image_size,
+            processor.min_dynamic_patch,
+            processor.use_thumbnail,
+            processor.size,
+            self.tokenizer.backend_tokenizer.to_str(),
+        ]
+        return hashlib.blake2b(repr(decisive).encode(), digest_size=8).hexdigest()
+
+    def count_tokens(self, sample: ChatSample, image_root: str | Path | None = None) -> int:
+        """Number of tokens of a sample, from the headers of its images; `max_length` at most.
+
+        An image that is no file counts as one of all tiles. One that cannot be read has none: it is
+        reported when its turn comes.
+        """
+        text_ids, _ = self.tokens(sample, [0] * len(sample.images))
+        limit = self.max_tiles
+        sizes = [_size_of_file(local_path(image, image_root)) for image in sample.images]
+        while True:
+            tiles = sum(self._tiles_of_size(size, limit) for size in sizes)
+            tokens = len(text_ids) + tiles * self.tokens_per_tile
+            if tokens <= self.max_length or limit == 1 or self.long_samples == "drop":
+                return min(tokens, self.max_length)
+            limit //= 2
+
+    def _tiles_of_size(self, size: ImageSize | None, limit: int) -> int:
+        """Tiles of an image whose size is known, or else the most that it can have."""
+        if size is None:
+            has_thumbnail = self.image_processor.use_thumbnail and limit > 1
+            return limit + has_thumbnail
+        if size is NO_IMAGE:
+            return 0
+        return self.count_tiles(size, limit)
+
     def _fit(self, sample: ChatSample, images: list[Any]) -> tuple[int, list[int], list[int]]:
         """The largest number of tiles of an image with which a sample fits, its ids and labels.
 
@@ -101,7 +157,7 @@ class SampleEncoder:
         """
         limit = self.max_tiles
         while True:
-            tiles = [self.count_tiles(image, limit) for image in images]
+            tiles = [self.count_tiles(ImageSize(*image.size), limit) for image in images]
             ids, labels = self.tokens(sample, tiles)
             if len(ids) <= self.max_length:
                 return limit, ids, labels
@@ -190,19 +246,35 @@ class SampleEncoder:
         except (OSError, ValueError, TypeError) as error:
             raise SampleError(f"image: {error}") from error
 
-    def count_tiles(self, image: Any, limit: int) -> int:
+    def count_tiles(self, size: ImageSize, limit: int) -> int:
         """Tiles of an image, thumbnail included.
 
         Args:
-            image: anything with a `size` (width, height) in pixels.
+            size: in pixels.
             limit: largest number of tiles, thumbnail not counted.
         """
         processor = self.image_processor
         if not processor.dynamic_image_size:
             return 1
         smallest = min(processor.min_dynamic_patch, limit)
-        width, height = image.size
-        return count_tiles(width, height, smallest, limit, processor.size, processor.use_thumbnail)
+        return count_tiles(
+            size.width, size.height, smallest, limit, processor.size, processor.use_thumbnail
+        )
+
+
+def _size_of_file(path: Path | None) -> ImageSize | None:
+    """The size of an image from the header of its file.
+
+    Returns:
+        None without a file; NO_IMAGE if it cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        with Image.open(path) as opened:
+            return ImageSize(*opened.size)
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        return NO_IMAGE
 
 
 @dataclasses.dataclass
@@ -226,19 +298,39 @@ class Collator:
         input_ids = torch.full((len(samples), length), self.pad_token_id)
         labels = torch.full((len(samples), length), IGNORED)
         attention_mask = torch.zeros(len(samples), length, dtype=torch.int64)
-        tiles = []
         for row, sample in enumerate(samples):
             num_tokens = len(sample["input_ids"])
             input_ids[row, :num_tokens] = sample["input_ids"]
             labels[row, :num_tokens] = sample["labels"]
             attention_mask[row, :num_tokens] = 1
-            if sample["pixel_values"] is not None:
-                tiles.append(sample["pixel_values"])
-        pixel_values = torch.cat(tiles) if tiles else torch.zeros(1, *self.tile_shape)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
-            "pixel_values": pixel_values,
-            "image_flags": torch.full((len(pixel_values),), int(bool(tiles))),
+            **self._tiles(samples),
         }
+
+    def pack(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One row of all samples, one after another, that do not see each other.
+
+        The positions of each start at 0. There is no attention mask, which would hide that from
+        transformers. The first token of a sample is of a prompt, so none is predicted from the
+        sample before.
+        """
+        positions = [torch.arange(len(sample["input_ids"])) for sample in samples]
+        return {
+            "input_ids": torch.cat([sample["input_ids"] for sample in samples])[None],
+            "position_ids": torch.cat(positions)[None],
+            "labels": torch.cat([sample["labels"] for sample in samples])[None],
+            **self._tiles(samples),
+        }
+
+    def _tiles(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """The tiles of all samples, with their flags."""
+        tiles = []
+        for sample in samples:
+            if sample["pixel_values"] is not None:
+                tiles.append(sample["pixel_values"])
+        pixel_values = torch.cat(tiles) if tiles else torch.zeros(1, *self.tile_shape)
+        flags = torch.full((len(pixel_values),), int(bool(tiles)))
+        return {"pixel_values": pixel_values, "image_flags": flags}

@@ -178,7 +178,7 @@ def _make_encoder(recipe: RecipeArguments, config: TrainingConfig, processor: An
 
 
 def _make_collator(processor: Any) -> Any:
-    """The data collator for rows with one column, "sample"."""
+    """The data collator for rows with one column, "sample" or "samples"."""
     side = processor.image_processor.size
     collator = Collator(processor.tokenizer.pad_token_id, (3, side, side))
     # A partial, because spawned workers get the collator as a pickle.
@@ -186,7 +186,9 @@ def _make_collator(processor: Any) -> Any:
 
 
 def _collate_rows(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch of the samples in the rows."""
+    """A batch of the samples in the rows, each of which has one, or several to be packed."""
+    if "samples" in rows[0]:
+        return collator.pack([sample for row in rows for sample in row["samples"]])
     return collator([row["sample"] for row in rows])
 
 

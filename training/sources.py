@@ -7,6 +7,7 @@ file and line.
 
 from __future__ import annotations
 
+import bisect
 import copy
 import dataclasses
 import hashlib
@@ -14,14 +15,15 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
+import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from training.counts import FEWER_TILES, READ, TOO_LONG, Counts
+from training.line_index import FileIndex, IndexFiles, make_index, with_lengths
 from training.rows import SampleError, TooLongError, local_path, parse_line, parse_row
 from training.sample_encoder import SampleEncoder
 
@@ -116,25 +118,20 @@ class Conversations(Dataset):
             yield self.numbers[place]
 
 
-class LinePlace(NamedTuple):
-    """Where a line lies: the number of its file, its offset (bytes), its line number from 1."""
-
-    file: int
-    offset: int
-    number: int
-
-
 class ConversationFile(Conversations):
     """A JSONL file (or several) whose lines are read from disk in any order.
 
     Lines are checked when the data set is made: form, roles, and whether image files exist. Only
-    the lines' places are in memory.
+    where they lie, and how long they are, is in memory that the workers share: 16 bytes a line.
 
     Args:
         paths: those of the files.
         encoder: `SampleEncoder`.
         image_root: directory of relative image paths; None: each file's own directory.
         max_broken_share: largest share of broken lines; exceeding it raises SampleError.
+        index_files: where the checks are kept for other processes and later starts; None for
+            nowhere.
+        needs_lengths: whether `length` will be asked for.
 
     Raises:
         FileNotFoundError: no such file.
@@ -147,45 +144,60 @@ class ConversationFile(Conversations):
         encoder: SampleEncoder,
         image_root: Root = None,
         max_broken_share: float = 0.0,
+        index_files: IndexFiles | None = None,
+        needs_lengths: bool = False,
     ) -> None:
         self.encoder = encoder
         self.paths = [Path(path) for path in paths]
         self.image_root = image_root
-        self._lines: list[LinePlace] = []
-        content = hashlib.blake2b(digest_size=16)
-        broken = []
-        for number, path in enumerate(self.paths):
+        for path in self.paths:
             if not path.is_file():
                 raise FileNotFoundError(f"data file {path} does not exist.")
-            broken += self._index_file(number, content)
-        self._judge_broken_lines(broken, max_broken_share)
-        self.counts = Counts(len(self._lines), len(broken), max_broken_share)
-        self.fingerprint = content.hexdigest()
-
-    def _index_file(self, file_number: int, content: Any) -> list[str]:
-        """Note the places of a file's good lines, and describe its broken ones.
-
-        Args:
-            content: the hash of all files, which is updated.
-        """
-        path = self.paths[file_number]
+        indices = [self._index_of(path, index_files, needs_lengths) for path in self.paths]
+        self._ends = np.cumsum([len(index.offsets) for index in indices]).tolist()
+        self._offsets = _shared([index.offsets for index in indices])
+        self._line_numbers = _shared([index.numbers for index in indices])
+        self._lengths = None
+        if needs_lengths:
+            self._lengths = _shared([_lengths_of(index) for index in indices])
         broken = []
-        offset = 0
-        with open(path, "rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                content.update(line)
-                if line.strip():
-                    try:
-                        self._check(line, path)
-                        self._lines.append(LinePlace(file_number, offset, line_number))
-                    except SampleError as error:
-                        broken.append(f"{path}, line {line_number}: {error}")
-                offset += len(line)
-        return broken
+        for path, index in zip(self.paths, indices):
+            broken += [f"{path}, line {line.number}: {line.error}" for line in index.broken]
+        self._judge_broken_lines(broken, max_broken_share)
+        self.counts = Counts(len(self), len(broken), max_broken_share)
+        contents = " ".join(index.content for index in indices)
+        self.fingerprint = hashlib.blake2b(contents.encode(), digest_size=16).hexdigest()
+
+    def _index_of(
+        self, path: Path, index_files: IndexFiles | None, needs_lengths: bool
+    ) -> FileIndex:
+        """Where the good lines of a file lie, and its broken ones."""
+        root = self._root_of_file(path)
+
+        def check(line: bytes) -> None:
+            """Raise SampleError for a line of another form, or whose image files do not exist."""
+            for image in parse_row(parse_line(line)).images:
+                file = local_path(image, root)
+                if file is not None and not file.is_file():
+                    raise SampleError(f"no image file {file}")
+
+        def measure(line: bytes) -> int:
+            """The number of tokens of a line."""
+            return self.encoder.count_tokens(parse_row(parse_line(line)), root)
+
+        if index_files is not None:
+            settings = {"image_root": str(Path(root).resolve())}
+            if needs_lengths:
+                settings["encoder"] = self.encoder.fingerprint
+            return index_files.get(path, settings, check, measure if needs_lengths else None)
+        index = make_index(path, check)
+        if needs_lengths:
+            index = with_lengths(path, index, measure)
+        return index
 
     def _judge_broken_lines(self, broken: list[str], max_broken_share: float) -> None:
         """Warn of broken lines, or raise SampleError if they are too many or there is no line."""
-        total = len(self._lines) + len(broken)
+        total = len(self) + len(broken)
         if not total:
             raise SampleError(f"no samples in {', '.join(map(str, self.paths))}")
         if len(broken) > max_broken_share * total:
@@ -197,28 +209,23 @@ class ConversationFile(Conversations):
         for message in broken:
             warnings.warn(f"{message}; skipped", stacklevel=3)
 
-    def _check(self, line: bytes, path: Path) -> None:
-        """Raise SampleError for a line of another form, or whose image files do not exist."""
-        sample = parse_row(parse_line(line))
-        for image in sample.images:
-            file = local_path(image, self._root_of_file(path))
-            if file is not None and not file.is_file():
-                raise SampleError(f"no image file {file}")
-
     def _root_of_file(self, path: Path) -> str | Path:
         return self.image_root or path.parent
 
+    def _path(self, index: int) -> Path:
+        """The file that a line is in."""
+        return self.paths[bisect.bisect_right(self._ends, index)]
+
     def __len__(self) -> int:
-        return len(self._lines)
+        return self._ends[-1]
 
     def where(self, index: int) -> str:
         """The path of the file and the number of the line, from 1."""
-        line = self._lines[index]
-        return f"{self.paths[line.file]}, line {line.number}"
+        return f"{self._path(index)}, line {int(self._line_numbers[index])}"
 
     def root(self, index: int) -> Root:
         """The image root, by default the directory of the line's file."""
-        return self._root_of_file(self.paths[self._lines[index].file])
+        return self._root_of_file(self._path(index))
 
     def row(self, index: int) -> Any:
         """The row, read from disk.
@@ -226,33 +233,30 @@ class ConversationFile(Conversations):
         Raises:
             SampleError: the file has changed and the line is no longer JSON.
         """
-        line = self._lines[index]
-        with open(self.paths[line.file], "rb") as file:
-            file.seek(line.offset)
+        with open(self._path(index), "rb") as file:
+            file.seek(int(self._offsets[index]))
             return parse_line(file.readline())
 
     def length(self, index: int) -> int:
-        """About how many tokens a sample has, from its text and the headers of its images.
+        """How many tokens a sample has, if its images are what their headers say.
 
-        An image that cannot be read counts nothing here: it is reported when its turn comes.
+        Raises:
+            ValueError: the data set was made without lengths.
         """
-        sample = parse_row(self.row(index))
-        characters = sum(len(question) + len(answer) for question, answer in sample.turns)
-        tokens = characters // 3
-        for image in sample.images:
-            tokens += self._count_tiles(image, self.root(index)) * self.encoder.tokens_per_tile
-        return min(tokens, self.encoder.max_length)
+        if self._lengths is None:
+            raise ValueError("The lengths were not measured: give needs_lengths=True.")
+        return int(self._lengths[index])
 
-    def _count_tiles(self, image: Any, root: Root) -> int:
-        """Tiles of an image file; 0 for an image that is no file or cannot be read."""
-        path = local_path(image, root)
-        if path is None:
-            return 0
-        try:
-            with Image.open(path) as opened:
-                return self.encoder.count_tiles(opened, self.encoder.max_tiles)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return 0
+
+def _shared(arrays: list[np.ndarray]) -> torch.Tensor:
+    """Arrays one after another, in memory that the processes of a data loader share."""
+    return torch.from_numpy(np.concatenate(arrays)).share_memory_()
+
+
+def _lengths_of(index: FileIndex) -> np.ndarray:
+    if index.lengths is None:
+        raise ValueError("an index without lengths, where they are needed")
+    return index.lengths
 
 
 class ConversationTable(Conversations):
