@@ -1,4 +1,4 @@
-"""The index beside a JSONL file: made once, by one process, and never trusted when it is not whole."""
+"""The index beside a JSONL file: made once, by one process, and trusted only when it is whole."""
 
 import json
 import threading

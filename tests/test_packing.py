@@ -59,7 +59,7 @@ def encoded(parts, images):  # noqa: F811
 
 
 def token_losses(model, batch):
-    """The loss of each answer's token, in the order of the samples; without a cache, as TRL does."""
+    """The loss of each token of the answers, in order; without a cache, as TRL does."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = model(**inputs, use_cache=False).logits[:, :-1].float()
     targets = batch["labels"][:, 1:]
@@ -108,7 +108,7 @@ def test_a_packed_training_is_an_unpacked_one(samples, tmp_path):  # noqa: F811
     """All samples in a few rows of one batch, against one batch of them all: the same losses."""
     settings = {"max_length": 2000, "train_sampling_strategy": "random"}
     packed = arguments(samples, tmp_path / "packed", **settings, pack_samples="true")
-    trainer, _ = sft.make_trainer(*sft.parse(packed))
+    trainer = sft.make_trainer(*sft.parse(packed))
     assert 1 < len(trainer.train_dataset) <= 4
     sft.train(*sft.parse(packed))
     count = len(samples.read_text().splitlines())

@@ -23,13 +23,15 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
 from tests import checkpoints
 from training import recipe, select, sft
-from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
+from training.frozen import assert_frozen, checksums, freeze
 from training.nano import data as nano_data
 from training.resume import last_checkpoint, mark_complete
 from training.trainer import EpochSeededLengthSampler
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
 TWO_PROCESSES = RECIPES / "accelerate" / "two_cpu_processes.yaml"
+# Three float32 copies of mlp1's 330,240 parameters, and small files; all parameters are 45 MB
+BYTES_OF_CHECKPOINT = 6e6
 STAGES = ("mlp_init_1", "mlp_init_2", "mlp_init_3", "alignment_sft")
 
 
@@ -238,28 +240,37 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
         "eval_strategy": "steps",
         "eval_steps": 2,
     }
-    run(samples, tmp_path / "one", **settings)
-    flags = arguments(
-        samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2}
-    )
-    for _ in ("whole", "resumed"):
+    run(samples, tmp_path / "one", save=["mlp1", "model"], **settings)
+    evaluated = json.loads((tmp_path / "one" / "summary.json").read_text())["eval_loss"]
+    for result in ("mlp1", "model"):  # the second goes on from the checkpoint of the first
+        flags = arguments(
+            samples,
+            tmp_path / "sharded",
+            **{**settings, "per_device_train_batch_size": 2, "save": result},
+        )
         finish(launch(flags, config, "tests.sharded_on_cpu"))
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
         summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
         # Batches are half as large there, and the mean is over batches
-        evaluated = json.loads((tmp_path / "one" / "summary.json").read_text())["eval_loss"]
         assert summary["eval_loss"] == pytest.approx(evaluated, rel=0.1)
-        assert (
-            summary["trained_parameters"] == 330_240 and summary["frozen_tensors_unchanged"] == 171
-        )
+        assert summary["trained_parameters"] == 330_240
+        assert summary["frozen_tensors_unchanged"] >= 171
         shutil.rmtree(tmp_path / "sharded" / "checkpoint-4")
+        checkpoint = tmp_path / "sharded" / "checkpoint-2"
+        projector = load_file(tmp_path / "one" / "mlp1" / "model.safetensors")
+        assert load_file(checkpoint / "model.safetensors").keys() == projector.keys()
+        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+        assert size < BYTES_OF_CHECKPOINT
+        ours, theirs = (
+            load_file(tmp_path / name / result / "model.safetensors") for name in ("one", "sharded")
+        )
+        assert ours.keys() == theirs.keys()
+        torch.testing.assert_close(
+            ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3
+        )
     assert changed_names(tmp_path / "sharded" / "model") == changed_names(
         tmp_path / "one" / "model"
     )
-    ours, theirs = (
-        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "sharded")
-    )
-    torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.slow  # 160 s on a CPU without bf16 units, where a product in bf16 is 30 times slower
@@ -398,7 +409,7 @@ def test_a_frozen_vision_tower_drops_nothing(nano_model, train, is_random):
 def test_spawned_workers_get_data_and_collator(samples, tmp_path, streaming):
     """As pickles; Windows and macOS start workers so."""
     flags = arguments(samples, tmp_path / "out", streaming=streaming)
-    trainer, _ = sft.make_trainer(*sft.parse(flags))
+    trainer = sft.make_trainer(*sft.parse(flags))
     data, collate = pickle.loads(pickle.dumps((trainer.train_dataset, trainer.data_collator)))
     ours = trainer.data_collator([next(iter(trainer.train_dataset))])
     theirs = collate([next(iter(data))])
@@ -537,23 +548,6 @@ def test_frozen_tensors_are_really_compared(nano_model):
     finally:
         with torch.no_grad():
             weight[3, 5] -= 1e-6
-
-
-def test_what_a_shard_was_compared_with(nano_model):
-    """By the names that PEFT gives, too."""
-    state = {f"base_model.model.{name}": tensor for name, tensor in nano_model.state_dict().items()}
-    layer = "base_model.model.language_model.model.layers.0.mlp.up_proj"
-    state[f"{layer}.base_layer.weight"] = state.pop(f"{layer}.weight")
-    state[f"{layer}.lora_A.default.weight"] = torch.ones(2, 2)
-    state["base_model.model.mlp1.original_module.1.weight"] = state.pop(
-        "base_model.model.mlp1.1.weight"
-    )
-    assert (
-        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"]) == 177
-    )
-    state[f"{layer}.base_layer.weight"] = state[f"{layer}.base_layer.weight"] + 1
-    with pytest.raises(RuntimeError, match=r"1 frozen tensors have changed, such as .*up_proj"):
-        assert_frozen_as_loaded(state, checkpoints.NANO, [f"{layer}.lora_A.default.weight"])
 
 
 def test_recipes_are_those_of_the_report():

@@ -141,7 +141,7 @@ def test_what_the_recipe_says_is_no_keyword_of_the_model(tmp_path, name):
 def test_keywords_of_the_model_reach_it(samples, tmp_path):  # noqa: F811
     keywords = json.dumps({"attn_implementation": "eager"})
     flags = arguments(samples, tmp_path, model_init_kwargs=keywords)
-    trainer, _ = sft.make_trainer(*sft.parse(flags))
+    trainer = sft.make_trainer(*sft.parse(flags))
     assert trainer.model.config.llm_config._attn_implementation == "eager"
     with pytest.raises((ImportError, ValueError), match="no_such"):
         flags = arguments(samples, tmp_path, model_init_kwargs='{"attn_implementation": "no_such"}')
@@ -171,7 +171,7 @@ def test_a_share_of_nothing_is_refused(count, share):
 
 
 def test_no_sample_of_the_evaluation_takes_the_place_of_a_broken_one(samples, tmp_path):  # noqa: F811
-    trainer, _ = sft.make_trainer(*sft.parse(arguments(samples, tmp_path, eval_share=0.5)))
+    trainer = sft.make_trainer(*sft.parse(arguments(samples, tmp_path, eval_share=0.5)))
     trained = set(trainer.train_dataset.with_format(None)["line"])
     evaluated = set(trainer.eval_dataset.with_format(None)["line"])
     assert trained and evaluated and not trained & evaluated
@@ -272,7 +272,7 @@ def test_right_answers_are_counted_as_chat_gives_them(tmp_path):
 def test_the_log_is_there_while_training_goes_on(samples, tmp_path):  # noqa: F811
     """A run that dies after two steps has a log of both, and goes on with it."""
     flags = arguments(samples, tmp_path, max_steps=4, save_strategy="steps", save_steps=1)
-    trainer, _ = sft.make_trainer(*sft.parse(flags))
+    trainer = sft.make_trainer(*sft.parse(flags))
 
     class Dies(Exception):
         pass

@@ -260,7 +260,7 @@ def _read_index(place: Path, key: dict[str, Any]) -> FileIndex | None:
             described = json.loads(stored["described"].tobytes())
             if described["key"] != key:
                 return None
-            lengths = stored["lengths"] if "lengths" in stored else None
+            lengths = stored.get("lengths")
             broken = [BrokenLine(*line) for line in described["broken"]]
             return FileIndex(
                 stored["offsets"], stored["numbers"], lengths, broken, described["content"]

@@ -16,9 +16,8 @@ import durable
 from training.card import model_card
 from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
+from training.sharded import Weights
 from training.trainer import RecipeTrainer
-
-Weights = dict[str, torch.Tensor]
 
 
 def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[str, Any]:

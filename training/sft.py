@@ -21,15 +21,13 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.hub import cached_file
 
-from training.frozen import assert_frozen, assert_frozen_as_loaded, checksums, freeze
+from training.frozen import assert_frozen, freeze
 from training.recipe import (
     RecipeArguments,
     TrainingConfig,
@@ -39,9 +37,10 @@ from training.recipe import (
     set_evaluation,
 )
 from training.recipe_data import build_dataset, build_eval_dataset, workers_of_stream
-from training.results import Weights, summarize, trained_sizes, write_results
+from training.results import summarize, write_results
 from training.resume import check_same_run, describe_run, finished, is_at_end, last_checkpoint
 from training.sample_encoder import Collator, SampleEncoder
+from training.sharded import Weights, gather, trained_parameters
 from training.sources import StreamedConversations
 from training.trainer import RecipeTrainer
 
@@ -56,36 +55,26 @@ def train(recipe: RecipeArguments, config: TrainingConfig) -> dict[str, Any]:
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit.
         RuntimeError: frozen weights have changed.
     """
-    trainer, frozen = make_trainer(recipe, config)
+    trainer = make_trainer(recipe, config)
     start = time.time()
     checkpoint, summary = _progress_before(trainer, recipe)
     if summary is not None:
         return summary
-    if checkpoint is not None and frozen is not None and is_at_end(config, checkpoint):
+    if checkpoint is not None and not trainer.is_sharded and is_at_end(config, checkpoint):
         trainer.load_finished(checkpoint)  # only its results are missing
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    gathered: Weights | None = None
-    if frozen is not None:
-        unchanged = assert_frozen(trainer.accelerator.unwrap_model(trainer.model), frozen)
-    else:
-        # All weights, on the first process only
-        accelerator: Any = trainer.accelerator
-        gathered = accelerator.get_state_dict(trainer.model_wrapped)
-        unchanged = _assert_gathered_frozen(trainer, recipe, gathered)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    unchanged = assert_frozen(model, trainer.frozen)
+    gathered = _gather_results(trainer, recipe) if trainer.is_sharded else None
     summary = summarize(trainer, time.time() - start, unchanged)
     if trainer.is_world_process_zero():
         write_results(trainer, recipe, summary, gathered)
     return summary
 
 
-def make_trainer(
-    recipe: RecipeArguments, config: TrainingConfig
-) -> tuple[RecipeTrainer, dict[str, int] | None]:
+def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrainer:
     """Everything up to the first step: checks, data, model, frozen parts.
-
-    Returns:
-        The trainer; and checksums of what is frozen or, where no process holds a whole model, None.
 
     Raises:
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit.
@@ -107,8 +96,7 @@ def make_trainer(
     keywords: Any = config.model_init_kwargs or {}
     model = _load_model(recipe, is_sharded, keywords)
     config.model_init_kwargs = None  # done; TRL would warn that it ignores them
-    frozen = None if is_sharded else checksums(model)
-    trainer = RecipeTrainer(
+    return RecipeTrainer(
         model,
         args=config,
         train_dataset=data,
@@ -118,8 +106,8 @@ def make_trainer(
         peft_config=lora_config(recipe),
         source=source,
         recipe=recipe,
+        is_sharded=is_sharded,
     )
-    return trainer, frozen
 
 
 def _accelerate_shards() -> bool:
@@ -234,20 +222,19 @@ def _progress_before(
     return checkpoint, summary
 
 
-def _assert_gathered_frozen(
-    trainer: RecipeTrainer, recipe: RecipeArguments, gathered: Weights | None
-) -> int:
-    """How many frozen tensors the first process compared with the files; 0 on the others.
+def _gather_results(trainer: RecipeTrainer, recipe: RecipeArguments) -> Weights:
+    """The weights that the results need, on the first process, where each holds a part of them.
 
-    Raises:
-        RuntimeError: one has changed.
+    Only a whole repository needs all weights.
     """
-    if gathered is None or not trainer.is_world_process_zero():
-        return 0
-    # Where a model has a Hub id, its files are in the cache
-    config_file = cached_file(recipe.model, "config.json", local_files_only=True)
-    folder = Path(str(config_file)).parent
-    return assert_frozen_as_loaded(gathered, folder, trained_sizes(trainer.model))
+    if "model" in recipe.save:
+        accelerator: Any = trainer.accelerator
+        return accelerator.get_state_dict(trainer.model_wrapped)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    needed = trained_parameters(model)
+    if "mlp1" in recipe.save and "mlp1" not in recipe.train:
+        needed += [pair for pair in model.named_parameters() if pair[0].startswith("mlp1.")]
+    return gather(needed, keep=trainer.is_world_process_zero())
 
 
 def main() -> None:

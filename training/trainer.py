@@ -10,32 +10,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import save_file
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, TrainerState
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 # trl exports its names lazily, which static tools do not see
 from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from training.asking import count_right
+from training.frozen import checksums
 from training.optimizer import RATE_OF_PART, parameter_groups
 from training.progress import ProgressLog, Throughput, values_by_step
 from training.recipe import RecipeArguments
 from training.resume import mark_complete
+from training.sharded import gather, load_trained, trained_parameters
 from training.sources import Conversations, StreamedConversations
 
 
 class RecipeTrainer(SFTTrainer):
     """SFTTrainer whose checkpoints hold what trains, without the frozen 38 billion parameters.
 
-    That is so on one GPU and with DDP. Under FSDP and ZeRO-3 the libraries write shards of all
-    parameters.
-
     Args:
         source: the samples behind `train_dataset`.
         recipe: says the learning rates of the parts, and what is asked in an evaluation.
+        is_sharded: whether FSDP2 or ZeRO-3 shares the parameters out over the processes.
         arguments, keywords: those of SFTTrainer.
+
+    Attributes:
+        frozen: `checksums` of what does not train, from before the first step.
     """
 
     def __init__(
@@ -43,11 +49,16 @@ class RecipeTrainer(SFTTrainer):
         *arguments: Any,
         source: Conversations | StreamedConversations,
         recipe: RecipeArguments,
+        is_sharded: bool = False,
         **keywords: Any,
     ) -> None:
         self.source = source
         self.recipe = recipe
+        self.is_sharded = is_sharded
+        self.frozen: dict[str, str] = {}
         super().__init__(*arguments, **keywords)
+        if not is_sharded:
+            self.frozen = checksums(self.accelerator.unwrap_model(self.model))
         self.throughput = Throughput(self.args.world_size)
         self.add_callback(ProgressLog())
         if recipe.early_stopping_patience is not None:
@@ -161,7 +172,7 @@ class RecipeTrainer(SFTTrainer):
         self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None
     ) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        if hasattr(model, "peft_config"):
+        if hasattr(model, "peft_config") and not self.is_sharded:
             super()._save(output_dir, state_dict)
             return
         if not self.args.should_save:
@@ -174,6 +185,64 @@ class RecipeTrainer(SFTTrainer):
             if parameter.requires_grad and name in state_dict:
                 trained[name] = state_dict[name].detach().contiguous()
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's; where weights are sharded, only those that train are gathered."""
+        if not self.is_sharded:
+            super().save_model(output_dir, _internal_call)
+            return
+        trained = trained_parameters(self.accelerator.unwrap_model(self.model))
+        self._save(output_dir, gather(trained, keep=self.is_world_process_zero()))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As Trainer's; where weights are sharded, without those that are frozen."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+        elif self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> tuple[Any, Any]:
+        """As Trainer's; then, where weights are sharded, what is frozen gets its checksums.
+
+        A checkpoint of ZeRO-3 is loaded here, since it lacks the frozen parameters, which Trainer
+        would miss.
+        """
+        loads_here = self.is_deepspeed_enabled and resume_from_checkpoint is not None
+        prepared = super()._prepare_for_training(
+            max_steps, train_dataloader, None if loads_here else resume_from_checkpoint
+        )
+        if loads_here:
+            deepspeed_load_checkpoint(
+                self.model_wrapped, str(resume_from_checkpoint), load_module_strict=False
+            )
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self._load_scaler(resume_from_checkpoint)
+        if self.is_sharded and not self.frozen:
+            self.frozen = checksums(self.accelerator.unwrap_model(self.model))
+        return prepared
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As Trainer's; under FSDP, what trains is shared out over the processes."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        weights = Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+        load_trained(self.accelerator.unwrap_model(self.model), weights)
+
+    def _load_best_model(self) -> None:
+        """As Trainer's; see `_load_from_checkpoint`."""
+        if self.is_fsdp_enabled:
+            self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """As Trainer's; then, when every process has written its part, it is marked as complete."""
