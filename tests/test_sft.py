@@ -258,7 +258,10 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
         shutil.rmtree(tmp_path / "sharded" / "checkpoint-4")
         checkpoint = tmp_path / "sharded" / "checkpoint-2"
         projector = load_file(tmp_path / "one" / "mlp1" / "model.safetensors")
-        assert load_file(checkpoint / "model.safetensors").keys() == projector.keys()
+        saved = load_file(checkpoint / "model.safetensors")
+        assert {name: tensor.shape for name, tensor in saved.items()} == {
+            name: tensor.shape for name, tensor in projector.items()
+        }
         size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
         assert size < BYTES_OF_CHECKPOINT
         ours, theirs = (

@@ -45,9 +45,9 @@ def gather(parameters: Iterable[tuple[str, torch.Tensor]], keep: bool) -> Weight
     """
     weights = {}
     for name, parameter in parameters:
-        whole = _whole(parameter.detach())
+        whole = _whole(parameter)
         if keep:
-            weights[name] = whole.to("cpu", copy=True).contiguous()
+            weights[name] = whole.detach().to("cpu", copy=True).contiguous()
     return weights
 
 
@@ -58,7 +58,7 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
         from deepspeed import zero  # pyright: ignore[reportMissingImports]  # it made the parameter
 
         with zero.GatheredParameters([parameter]):
-            return parameter.data.clone()
+            return parameter.detach().clone()
     return parameter
 
 
