@@ -23,8 +23,9 @@ import yaml
 from torch import nn
 
 from memory import sizes
+from memory.serving_parts import QUANTIZED_BYTES
 from remote_code import configuration_skywork_chat
-from training.parts import TRAINABLE, names_among
+from training.parts import ADAPTED_PART, TRAINABLE, adapters_among, names_among
 
 SHARDINGS = ("none", "fsdp", "zero3")
 FLOAT32_BYTES = 4
@@ -45,7 +46,8 @@ class Stage:
         max_length: tokens of a sample.
         gradient_checkpointing: whether activations inside a layer are computed again for the
             backward pass.
-        lora_rank: rank of the adapters, where "lora" trains.
+        lora_rank: rank of the adapters, where "lora" or "vision_lora" trains.
+        load_in_4bit: whether the decoder layers are in 4 bits.
 
     Raises:
         ValueError: nothing trains, or an unknown part.
@@ -58,6 +60,7 @@ class Stage:
     max_length: int = 1024
     gradient_checkpointing: bool = True
     lora_rank: int = 16
+    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train", tuple(names_among("train", self.train, TRAINABLE)))
@@ -127,7 +130,7 @@ def activation_bytes(
     positions = tiles * (patches + 1)  # with a class token for each tile
     saved = _saved_by_language_model(config, stage)
     saved += _saved_by_projector(config, stage, tiles)
-    if "vision_model" in stage.train:
+    if "vision_model" in stage.train or "vision_lora" in stage.train:
         saved += _saved_by_vision_tower(config, stage, positions)
     tower = sizes.vision_working_bytes(config.vision_config, positions, stage.compute_bytes)
     # TRL's fused head goes through the vocabulary in blocks; the log-probabilities remain
@@ -197,16 +200,37 @@ class TrainingState:
     optimizer_states: int
 
 
-def lora_parameters(model: sizes.Model, rank: int) -> int:
-    """Parameters of adapters on the decoder layers' seven matrices.
+def lora_parameters(layers: nn.Module, rank: int) -> int:
+    """Parameters of adapters on all matrices of the layers of a language model or vision tower.
 
     A matrix has rank × (inputs + outputs) of them (LoRA, arXiv:2106.09685).
     """
     total = 0
-    for module in model.language_model.model.layers.modules():
+    for module in layers.modules():
         if isinstance(module, nn.Linear):
             total += rank * sum(module.weight.shape)
     return total
+
+
+def adapter_parameters(model: sizes.Model, stage: Stage) -> int:
+    """Parameters of all adapters of a stage."""
+    total = 0
+    if "lora" in stage.train:
+        total += lora_parameters(model.language_model.model.layers, stage.lora_rank)
+    if "vision_lora" in stage.train:
+        total += lora_parameters(model.vision_model.encoder.layers, stage.lora_rank)
+    return total
+
+
+def bytes_saved_by_quantization(model: sizes.Model, stage: Stage) -> int:
+    """Bytes that the matrices of the decoder layers take less in 4 bits, with their scales."""
+    if not stage.load_in_4bit:
+        return 0
+    matrices = 0
+    for module in model.language_model.model.layers.modules():
+        if isinstance(module, nn.Linear):
+            matrices += module.weight.numel()
+    return round(matrices * (stage.weight_bytes - QUANTIZED_BYTES["nf4"]))
 
 
 def training_state(model: sizes.Model, stage: Stage, sharding: str) -> TrainingState:
@@ -221,7 +245,7 @@ def training_state(model: sizes.Model, stage: Stage, sharding: str) -> TrainingS
     parameters = sizes.count_parameters(model)
     trained_modules = [name for name in MODULES if name in stage.train]
     trainable = sum(sizes.count_parameters(getattr(model, name)) for name in trained_modules)
-    adapters = lora_parameters(model, stage.lora_rank) if "lora" in stage.train else 0
+    adapters = adapter_parameters(model, stage)
     updated = trainable + adapters
     moments = 2 * FLOAT32_BYTES * updated
     if sharding == "zero3":
@@ -230,8 +254,9 @@ def training_state(model: sizes.Model, stage: Stage, sharding: str) -> TrainingS
             gradients=stage.weight_bytes * updated,
             optimizer_states=FLOAT32_BYTES * updated + moments,
         )
+    frozen = stage.weight_bytes * (parameters - trainable)
     return TrainingState(
-        weights=stage.weight_bytes * (parameters - trainable) + FLOAT32_BYTES * updated,
+        weights=frozen - bytes_saved_by_quantization(model, stage) + FLOAT32_BYTES * updated,
         gradients=FLOAT32_BYTES * updated,
         optimizer_states=moments,
     )
@@ -276,6 +301,8 @@ def estimate(
         )
     if gpus < 1:
         raise ValueError(f"gpus={gpus}: expected at least 1.")
+    if stage.load_in_4bit and sharding != "none":
+        raise ValueError(f"load_in_4bit runs with sharding none, not {sharding}.")
     model = sizes.model_without_weights(config)
     state = training_state(model, stage, sharding)
     is_sharded = sharding != "none"
@@ -289,6 +316,27 @@ def estimate(
     }
     rounded = {name: round(size) for name, size in parts.items()}
     return {**rounded, "total": round(sizes.ALLOCATOR_SLACK * sum(parts.values()))}
+
+
+def advice(stage: Stage, sharding: str) -> list[str]:
+    """What makes a stage smaller, of what it does not do yet."""
+    lines = []
+    if not stage.gradient_checkpointing:
+        lines.append("gradient_checkpointing: true")
+    if stage.per_device_train_batch_size > 1:
+        lines.append("a smaller per_device_train_batch_size")
+    lines.append("a smaller max_length")
+    for adapter, part in ADAPTED_PART.items():
+        if part in stage.train:
+            lines.append(f"train {adapter} rather than {part}")
+    if sharding != "none":
+        lines.append("more GPUs")
+        return lines
+    if adapters_among(stage.train) and not stage.load_in_4bit:
+        lines.append("load_in_4bit: true")
+    if not stage.load_in_4bit:
+        lines.append("more GPUs, with --sharding fsdp or zero3")
+    return lines
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -330,10 +378,7 @@ def main() -> None:
     machine = f"{arguments.gpus} × {arguments.gpu_gb:g} GB"
     print(f"{verdict} {machine} with sharding {arguments.sharding}.")
     if not fits:
-        print(
-            "More GPUs (with fsdp or zero3), a smaller max_length or per_device_train_batch_size, "
-            "or lora would help."
-        )
+        print("\n".join(["What would help:", *advice(stage, arguments.sharding)]))
 
 
 if __name__ == "__main__":

@@ -515,6 +515,11 @@ BAD = {
     ),
     "both ways to train": ({"train": ["lora", "language_model"]}, ValueError, "exclude each other"),
     "an adapter without LoRA": ({"save": ["adapter"]}, ValueError, "adapter needs lora"),
+    "an adapter beside its tower": (
+        {"train": ["vision_lora", "vision_model"]},
+        ValueError,
+        "exclude each other",
+    ),
     "a batch that does not divide": (
         {"global_batch_size": 6},
         ValueError,

@@ -101,11 +101,13 @@ def test_weights_gradients_and_states_are_exact():
 def test_adapters_are_counted_as_peft_makes_them():
     from peft import LoraConfig, get_peft_model
 
-    from training.recipe import LORA_TARGETS
+    from training.recipe import LORA_TARGETS, VISION_LORA_TARGETS
 
     model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, trust_remote_code=True)
-    counted = memory.lora_parameters(model, 8)
-    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=LORA_TARGETS))
+    stage = dataclasses.replace(STAGE, train=("lora", "vision_lora"), lora_rank=8)
+    counted = memory.adapter_parameters(model, stage)
+    targets = f"{LORA_TARGETS}|{VISION_LORA_TARGETS}"
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=targets))
     assert counted == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 

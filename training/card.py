@@ -32,7 +32,7 @@ python -m training.assemble out --vision {base} --language-model {base} --mlp1 {
 }
 KINDS = {
     "model": "a complete repository",
-    "adapter": "a LoRA adapter for the language model",
+    "adapter": "a LoRA adapter",
     "mlp1": "a projector (`mlp1`)",
 }
 # Settings of Trainer that are worth a line

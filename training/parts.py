@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-TRAINABLE = ("mlp1", "language_model", "vision_model", "lora")
+# What gets an adapter instead of training itself, by the name in a recipe
+ADAPTED_PART = {"lora": "language_model", "vision_lora": "vision_model"}
+TRAINABLE = ("mlp1", "language_model", "vision_model", *ADAPTED_PART)
+
+
+def adapters_among(train: Iterable[str]) -> list[str]:
+    """Those of the parts that train which are adapters."""
+    return [name for name in train if name in ADAPTED_PART]
 
 
 def names_among(key: str, values: str | Iterable[str], allowed: Iterable[str]) -> list[str]:

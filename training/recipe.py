@@ -14,7 +14,7 @@ from transformers import IntervalStrategy
 from trl import SFTConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
 from training.optimizer import RATE_OF_PART
-from training.parts import TRAINABLE, names_among
+from training.parts import ADAPTED_PART, TRAINABLE, adapters_among, names_among
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -25,6 +25,8 @@ DTYPES = ("bfloat16", "float16", "float32")
 LORA_TARGETS = (
     r"language_model\.model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 )
+# The matrices of the vision tower's layers
+VISION_LORA_TARGETS = r"vision_model\.encoder\.layers\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 
 
 def _described(description: str) -> dict[str, str]:
@@ -46,13 +48,14 @@ class RecipeArguments:
     data: list[str] = dataclasses.field(
         metadata=_described(
             "JSONL files; or `datasets:NAME[:SPLIT]`, where NAME is a Hub id or a directory that "
-            "`datasets` can load."
+            "`datasets` can load; or a mixture of both, MIXTURE.yaml (training/mixture.py)."
         )
     )
     train: list[str] = dataclasses.field(
         default_factory=lambda: ["mlp1"],
         metadata=_described(
-            f"The parts that train: some of {', '.join(TRAINABLE)}. lora is on the language model."
+            f"The parts that train: some of {', '.join(TRAINABLE)}. lora is an adapter on the "
+            "language model, vision_lora one on the vision tower."
         ),
     )
     save: list[str] = dataclasses.field(
@@ -122,8 +125,16 @@ class RecipeArguments:
             "Dtype of the loaded weights; the parts that train are held in float32 all the same."
         ),
     )
+    load_in_4bit: bool = dataclasses.field(
+        default=False,
+        metadata=_described(
+            "Load the decoder layers in 4 bits (bitsandbytes, nf4) and train adapters on them "
+            "(QLoRA, arXiv:2305.14314)."
+        ),
+    )
     vision_lr: float | None = dataclasses.field(
-        default=None, metadata=_described("Learning rate of vision_model, if not learning_rate.")
+        default=None,
+        metadata=_described("Learning rate of vision_model or vision_lora, if not learning_rate."),
     )
     vision_layer_decay: float = dataclasses.field(
         default=1.0,
@@ -170,7 +181,7 @@ class RecipeArguments:
     lora_dropout: float = dataclasses.field(default=0.0, metadata=_described("Dropout of LoRA."))
     lora_targets: str = dataclasses.field(
         default=LORA_TARGETS,
-        metadata=_described("Regular expression for the names of the modules that get LoRA."),
+        metadata=_described("Regular expression for the names of the modules that get lora."),
     )
 
     def __post_init__(self) -> None:
@@ -178,13 +189,7 @@ class RecipeArguments:
             self.data = [self.data]
         self.train = names_among("train", self.train, TRAINABLE)
         self.save = names_among("save", self.save, SAVED)
-        if "lora" in self.train and "language_model" in self.train:
-            raise ValueError(
-                "train: lora and language_model exclude each other: an adapter, or the weights "
-                "themselves."
-            )
-        if "adapter" in self.save and "lora" not in self.train:
-            raise ValueError("save: adapter needs lora among what trains.")
+        self._check_adapters()
         if self.model_dtype not in DTYPES:
             raise ValueError(
                 f"model_dtype={self.model_dtype!r}; expected bfloat16, float16 or float32."
@@ -196,11 +201,42 @@ class RecipeArguments:
         self._check_rates()
         self._check_evaluation()
 
+    def _check_adapters(self) -> None:
+        """Raise ValueError for adapters beside what they adapt, or 4 bits that cannot be saved."""
+        adapters = adapters_among(self.train)
+        for adapter in adapters:
+            if ADAPTED_PART[adapter] in self.train:
+                raise ValueError(
+                    f"train: {adapter} and {ADAPTED_PART[adapter]} exclude each other: an adapter, "
+                    "or the weights themselves."
+                )
+        if "adapter" in self.save and not adapters:
+            raise ValueError("save: adapter needs lora or vision_lora among what trains.")
+        if not self.load_in_4bit:
+            return
+        if "language_model" in self.train:
+            raise ValueError("load_in_4bit: 4-bit weights cannot train; train lora instead.")
+        if not adapters:
+            raise ValueError(
+                "load_in_4bit needs lora or vision_lora among what trains: transformers trains a "
+                "quantized model through adapters only."
+            )
+        if self.model_dtype != "bfloat16":
+            raise ValueError(
+                f"load_in_4bit: model_dtype={self.model_dtype}; expected bfloat16, in which 4-bit "
+                "layers compute."
+            )
+        if self.save != ["adapter"]:
+            raise ValueError(
+                f"load_in_4bit: save [adapter], not {self.save}: the weights at hand are rounded "
+                "to 4 bits. Merge the adapter into the model in its own dtype (docs/train.md)."
+            )
+
     def _check_rates(self) -> None:
         """Raise ValueError for learning rates that are none, or of parts that do not train."""
         if not 0 < self.vision_layer_decay <= 1:
             raise ValueError(f"vision_layer_decay={self.vision_layer_decay} must be in (0, 1].")
-        trained = {"language_model" if part == "lora" else part for part in self.train}
+        trained = {ADAPTED_PART.get(part, part) for part in self.train}
         for part, key in RATE_OF_PART.items():
             rate = getattr(self, key)
             if rate is not None and part not in trained:
@@ -316,8 +352,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[RecipeArguments, Trai
 
 
 def lora_config(recipe: RecipeArguments) -> LoraConfig | None:
-    """PEFT's config of the recipe's adapter, or None for a recipe without LoRA."""
-    if "lora" not in recipe.train:
+    """PEFT's config of the recipe's adapters, or None for a recipe without LoRA."""
+    targets = []
+    if "lora" in recipe.train:
+        targets.append(f"({recipe.lora_targets})")
+    if "vision_lora" in recipe.train:
+        targets.append(f"({VISION_LORA_TARGETS})")
+    if not targets:
         return None
     from peft import LoraConfig  # only LoRA needs PEFT
 
@@ -326,7 +367,7 @@ def lora_config(recipe: RecipeArguments) -> LoraConfig | None:
         r=recipe.lora_rank,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
-        target_modules=recipe.lora_targets,
+        target_modules="|".join(targets),
         modules_to_save=whole_modules or None,
         task_type="CAUSAL_LM",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from transformers.utils import logging
 
 from training.line_index import IndexFiles
+from training.mixture import MIXTURE_SUFFIXES, Mixture, is_mixture, read_mixture
 from training.packing import make_packs
 from training.recipe import RecipeArguments, TrainingConfig
 from training.rows import json_lines
@@ -54,6 +56,9 @@ def build_dataset(
     if recipe.eval_share:
         numbers, _ = _split(len(conversations), recipe.eval_share, config.seed)
         conversations = conversations.restricted(numbers)
+    if isinstance(conversations, Mixture):
+        drawn = conversations.weighted(conversations.numbers, config.seed)
+        conversations = conversations.restricted(drawn)
     if recipe.pack_samples:
         return _as_packed_dataset(conversations, encoder.max_length), conversations
     return _as_dataset(conversations), conversations
@@ -143,10 +148,10 @@ def _encode_lines(
 
 def _check_data(recipe: RecipeArguments, config: TrainingConfig) -> None:
     """Raise ValueError if a recipe names data that do not go together."""
-    for key, data in (("data", recipe.data), ("eval_data", recipe.eval_data or [])):
-        is_mixed = any(source.startswith(DATASETS_PREFIX) for source in data)
-        if is_mixed and len(data) > 1:
-            raise ValueError(f"{key}: one `datasets:` source, or any number of JSONL files.")
+    _check_sources("data", recipe.data)
+    _check_sources("eval_data", recipe.eval_data or [])
+    if recipe.streaming and is_mixture(recipe.data):
+        raise ValueError("streaming: a mixture is read by number; leave streaming out.")
     if recipe.pack_samples and config.train_sampling_strategy == "group_by_length":
         raise ValueError("pack_samples: rows are all of about one length; do not group by length.")
     if recipe.streaming and config.max_steps <= 0:
@@ -161,6 +166,8 @@ def _open_conversations(
     with_lengths: bool = False,
 ) -> Conversations:
     """The samples of a recipe's `data` or `eval_data` by number."""
+    if is_mixture(data):
+        return _open_mixture(recipe, config, data[0], encoder, with_lengths)
     name = data[0]
     if name.startswith(DATASETS_PREFIX):
         return ConversationTable(
@@ -174,6 +181,44 @@ def _open_conversations(
     return ConversationFile(
         data, encoder, recipe.image_root, recipe.max_broken_share, index_files, with_lengths
     )
+
+
+def _open_mixture(
+    recipe: RecipeArguments,
+    config: TrainingConfig,
+    path: str,
+    encoder: SampleEncoder,
+    with_lengths: bool,
+) -> Mixture:
+    """The samples of all data sets of a mixture's file.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_mixture`.
+    """
+    sources = []
+    entries = read_mixture(path)
+    for entry in entries:
+        _check_sources("data", entry.data)
+        own_recipe = dataclasses.replace(
+            recipe, data=entry.data, image_root=entry.image_root or recipe.image_root
+        )
+        own_encoder = encoder.with_max_tiles(entry.max_tiles)
+        sources.append(
+            _open_conversations(own_recipe, config, entry.data, own_encoder, with_lengths)
+        )
+    names = [", ".join(entry.data) for entry in entries]
+    return Mixture(sources, names, [entry.weight for entry in entries])
+
+
+def _check_sources(key: str, data: Sequence[str]) -> None:
+    """Raise ValueError for sources that do not go together without a mixture's file."""
+    is_table = any(source.startswith(DATASETS_PREFIX) for source in data)
+    has_mixture = any(source.endswith(MIXTURE_SUFFIXES) for source in data)
+    if (is_table or has_mixture) and len(data) > 1:
+        raise ValueError(
+            f"{key}: one `datasets:` source, or any number of JSONL files; or all of them in one "
+            "mixture, a YAML file."
+        )
 
 
 def _open_stream(

@@ -12,6 +12,7 @@ counts it and, in a file or table, puts another sample in its place.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -104,6 +105,12 @@ class SampleEncoder:
             "pixel_values": self._pixel_values(images, limit),
             "fewer_tiles": limit < self.max_tiles,
         }
+
+    def with_max_tiles(self, max_tiles: int | None) -> SampleEncoder:
+        """The same encoder with another limit of tiles; None for the same limit."""
+        changed = copy.copy(self)
+        changed.max_tiles = max_tiles or self.max_tiles
+        return changed
 
     @property
     def fingerprint(self) -> str:

@@ -24,10 +24,12 @@ import time
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from training.frozen import assert_frozen, freeze
+from training.parts import adapters_among
 from training.recipe import (
     RecipeArguments,
     TrainingConfig,
@@ -133,7 +135,12 @@ def _check_processes(recipe: RecipeArguments, config: TrainingConfig, is_sharded
             "eval_answers: a model that is sharded over processes cannot be asked while it trains. "
             "Leave it out; eval_loss works."
         )
-    if is_sharded and "lora" in recipe.train and recipe.save != ["adapter"]:
+    if is_sharded and recipe.load_in_4bit:
+        raise ValueError(
+            "load_in_4bit runs on one GPU, or on several that hold the whole model each (DDP): not "
+            "with FSDP or ZeRO-3."
+        )
+    if is_sharded and adapters_among(recipe.train) and recipe.save != ["adapter"]:
         raise ValueError(
             "LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it "
             "afterwards: PeftModel.from_pretrained(model, adapter).merge_and_unload()"
@@ -186,6 +193,9 @@ def _load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, A
     Args:
         keywords: of `from_pretrained`, besides those that the recipe decides.
     """
+    if recipe.load_in_4bit:
+        # Quantized weights cannot be moved; they are loaded where they stay.
+        keywords = {"load_in_4bit": True, "device_map": {"": PartialState().device}, **keywords}
     model: Any = AutoModelForImageTextToText.from_pretrained(
         recipe.model,
         torch_dtype=getattr(torch, recipe.model_dtype),

@@ -23,6 +23,7 @@ from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 from training.asking import count_right
 from training.frozen import checksums
+from training.mixture import Mixture
 from training.optimizer import RATE_OF_PART, parameter_groups
 from training.progress import ProgressLog, Throughput, values_by_step
 from training.recipe import RecipeArguments
@@ -57,6 +58,8 @@ class RecipeTrainer(SFTTrainer):
         self.is_sharded = is_sharded
         self.frozen: dict[str, str] = {}
         super().__init__(*arguments, **keywords)
+        if recipe.load_in_4bit:
+            _keep_whole_modules_in_float32(self.model)
         if not is_sharded:
             self.frozen = checksums(self.accelerator.unwrap_model(self.model))
         self.throughput = Throughput(self.args.world_size)
@@ -124,9 +127,15 @@ class RecipeTrainer(SFTTrainer):
         return super().training_step(model, inputs, *rest, **keywords)
 
     def log(self, logs: dict[str, Any], *rest: Any, **keywords: Any) -> None:
-        """As SFTTrainer's, with samples, tokens and tiles per second, and the remaining time."""
+        """As SFTTrainer's, with samples, tokens and tiles per second, and the remaining time.
+
+        Of a mixture, also how many times each data set was passed over.
+        """
         if "loss" in logs:
             logs = {**logs, **self.throughput.rates()}
+            if isinstance(self.source, Mixture):
+                epochs = self.source.epochs(float(self.state.epoch or 0))
+                logs |= {f"epochs of {name}": round(count, 4) for name, count in epochs.items()}
             seconds = self.throughput.remaining(self.state.global_step, self.state.max_steps)
             if seconds is not None:
                 logs["remaining_seconds"] = seconds
@@ -298,6 +307,16 @@ class RecipeTrainer(SFTTrainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
         """In the order of the data: a mean does not depend on it."""
         return SequentialSampler(eval_dataset)
+
+
+def _keep_whole_modules_in_float32(model: Any) -> None:
+    """What trains beside adapters is kept in float32, as in any other run.
+
+    TRL makes everything that trains on a quantized model bfloat16, as QLoRA has its adapters.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "modules_to_save" in name:
+            parameter.data = parameter.data.float()
 
 
 def _state_of(checkpoint: Any) -> TrainerState:

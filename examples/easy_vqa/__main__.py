@@ -6,7 +6,9 @@
 easy-vqa (V. Zhou, MIT) has pictures of 64 pixels with one shape each: 4,000 to train on and 1,000
 to test, with questions whose answers are 13 words. Written are:
 
-- `train.jsonl`: all questions about 3,800 of its pictures to train on;
+- `train.jsonl`: 3,800 of its pictures to train on, each with all questions about it as turns of one
+  conversation, in random order: the vision tower, which costs most, reads a picture once for ten
+  questions;
 - `validation.jsonl`: 200 questions about the others, to look at while training;
 - `test.jsonl`: 300 questions about its test pictures, drawn at random;
 - `blank.jsonl`: the same 300 about an empty picture. What is right there needs no picture.
@@ -44,24 +46,33 @@ class Question(NamedTuple):
     picture: int
 
 
-def as_line(question: Question, image: str) -> bytes:
-    """A question as a line of a training set."""
-    turns = [
-        {"from": "human", "value": f"<image>\n{question.text}"},
-        {"from": "gpt", "value": question.answer},
-    ]
+def as_line(questions: Sequence[Question], image: str) -> bytes:
+    """Questions about one picture as a line of a training set."""
+    turns = []
+    for number, question in enumerate(questions):
+        placeholder = "" if number else "<image>\n"
+        turns.append({"from": "human", "value": placeholder + question.text})
+        turns.append({"from": "gpt", "value": question.answer})
     return json.dumps({"image": image, "conversations": turns}).encode() + b"\n"
 
 
-def write_lines(path: Path, questions: Iterable[Question], image: str) -> None:
-    """Write questions to a JSONL file.
+def write_lines(path: Path, conversations: Iterable[Sequence[Question]], image: str) -> None:
+    """Write conversations, each about one picture, to a JSONL file.
 
     Args:
-        image: where their pictures are, with `{}` for the number.
+        image: where the pictures are, with `{}` for the number.
     """
     with durable.writing(path) as file:
-        for question in questions:
-            file.write(as_line(question, image.format(question.picture)))
+        for questions in conversations:
+            file.write(as_line(questions, image.format(questions[0].picture)))
+
+
+def by_picture(questions: Iterable[Question]) -> list[list[Question]]:
+    """The questions about each picture, in the order that they are given."""
+    groups: dict[int, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.picture, []).append(question)
+    return list(groups.values())
 
 
 def questions_of(columns: Sequence[Sequence[Any]]) -> list[Question]:
@@ -80,8 +91,10 @@ def write(folder: Path) -> None:
     Raises:
         ImportError: easy-vqa is not installed.
     """
-    import easy_vqa  # pyright: ignore[reportMissingImports]  # only this example needs it
-
+    try:
+        import easy_vqa  # pyright: ignore[reportMissingImports]  # only this example needs it
+    except ImportError as error:
+        raise ImportError("easy-vqa is not installed: pip install easy-vqa") from error
     rng = np.random.default_rng(SEED)
     copy_pictures(easy_vqa.get_train_image_paths(), folder / "train")
     copy_pictures(easy_vqa.get_test_image_paths(), folder / "test")
@@ -93,10 +106,11 @@ def write(folder: Path) -> None:
     validation = draw(rng, validation, VALIDATION_QUESTIONS)
     test = draw(rng, questions_of(easy_vqa.get_test_questions()), TEST_QUESTIONS)
     train = [question for question in known if question.picture not in held_out]
-    write_lines(folder / "train.jsonl", train, "train/{}.png")
-    write_lines(folder / "validation.jsonl", validation, "train/{}.png")
-    write_lines(folder / "test.jsonl", test, "test/{}.png")
-    write_lines(folder / "blank.jsonl", test, BLANK)
+    shuffled = draw(rng, train, len(train))
+    write_lines(folder / "train.jsonl", by_picture(shuffled), "train/{}.png")
+    write_lines(folder / "validation.jsonl", [[one] for one in validation], "train/{}.png")
+    write_lines(folder / "test.jsonl", [[one] for one in test], "test/{}.png")
+    write_lines(folder / "blank.jsonl", [[one] for one in test], BLANK)
     print(f"{folder}: {len(train)} questions to train on, {len(validation)} to validate, and")
     print(f"{len(test)} to test, of which every one is asked about an empty picture, too.")
 
