@@ -2,11 +2,14 @@
 
     python -m training.select pool.jsonl selected.jsonl --keep 0.5 \\
         --judge runs/nano/mlp_init_1/model
+    python -m training.select pool.jsonl selected.jsonl --by rating --at-least 4 --judge MODEL
 
 The report selects the second set of its MLP initialisation with a judge model that it does not name
-(section 2.1). Here the judge is any repository of this code, and the score of a sample is the mean
-log-likelihood of its answer's tokens: what a model that has seen the pictures finds unlikely is
-often wrong. Lines are copied as they are, in their order, and get a "score".
+(section 2.1). Here the judge is any repository of this code. By likelihood, the score of a sample
+is the mean log-likelihood of its answer's tokens: what a model that has seen the pictures finds
+unlikely is often wrong. By rating, the judge is asked for a number from 0 to 5, as the report's
+iterations have it (section 2.2); it has to be a model that can follow such a request. Lines are
+copied as they are, in their order, and get a "score".
 """
 
 from __future__ import annotations
@@ -23,10 +26,16 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 import durable
+from training.rating import LEAST_SHARE_OF_DIGITS, RequestEncoder, digit_ids, rate_answers
 from training.sample_encoder import IGNORED, Collator, SampleEncoder
 from training.sources import ConversationFile, EncodedSample
+
+logger = logging.get_logger(__name__)
+
+WAYS_TO_JUDGE = ("likelihood", "rating")
 
 
 @dataclasses.dataclass
@@ -40,6 +49,10 @@ class JudgingSettings:
         workers: number of dataloader workers.
         image_root: directory of relative image paths; by default that of the pool.
         max_broken_share: largest share of broken lines; exceeding it raises SampleError.
+        by: "likelihood" of the answer (nats a token), or "rating" from 0 to 5.
+
+    Raises:
+        ValueError: an unknown way to judge.
     """
 
     batch_size: int = 16
@@ -48,15 +61,25 @@ class JudgingSettings:
     workers: int = 1
     image_root: str | Path | None = None
     max_broken_share: float = 0.0
+    by: str = "likelihood"
+
+    def __post_init__(self) -> None:
+        if self.by not in WAYS_TO_JUDGE:
+            raise ValueError(f"by={self.by!r}; expected one of {', '.join(WAYS_TO_JUDGE)}.")
 
 
 @dataclasses.dataclass
 class Judge:
-    """A model that scores answers, with what prepares samples for it."""
+    """A model that scores answers, with what prepares samples for it.
+
+    Attributes:
+        digits: tokens of the ratings, for a judge that rates; None for one of likelihoods.
+    """
 
     model: Any
     encoder: SampleEncoder
     collator: Collator
+    digits: list[int] | None = None
 
     @classmethod
     def load(cls, repository: str | Path, settings: JudgingSettings) -> Judge:
@@ -69,16 +92,31 @@ class Judge:
             trust_remote_code=True,
         )
         max_length = settings.max_length or model.config.llm_config.max_position_embeddings
-        encoder = SampleEncoder(
+        encoder_class = SampleEncoder
+        digits = None
+        if settings.by == "rating":
+            encoder_class = RequestEncoder
+            digits = digit_ids(processor.tokenizer)
+        encoder = encoder_class(
             model.config, processor.tokenizer, processor.image_processor, max_length
         )
         side = processor.image_processor.size
         collator = Collator(processor.tokenizer.pad_token_id, (3, side, side))
-        return cls(model.eval(), encoder, collator)
+        return cls(model.eval(), encoder, collator, digits)
 
     def score(self, samples: Sequence[EncodedSample]) -> list[float]:
-        """The scores of encoded samples: see `score_answers`."""
-        return score_answers(self.model, self.collator(samples)).tolist()
+        """The scores of encoded samples: see `score_answers` and `rate_answers`."""
+        batch = self.collator(samples)
+        if self.digits is None:
+            return score_answers(self.model, batch).tolist()
+        ratings = rate_answers(self.model, batch, self.digits)
+        share = sum(rating.share_of_digits for rating in ratings) / len(ratings)
+        if share < LEAST_SHARE_OF_DIGITS:
+            logger.warning_once(
+                f"The judge gives the digits 0 to 5 only {share:.0%} of the probability: it does "
+                "not follow the request, and its ratings mean little."
+            )
+        return [rating.value for rating in ratings]
 
 
 @torch.no_grad()
@@ -162,40 +200,56 @@ def select(
     pool: str | Path,
     output: str | Path,
     judge: str | Path,
-    keep: float,
+    keep: float | None = None,
     settings: JudgingSettings | None = None,
+    at_least: float | None = None,
 ) -> tuple[int, int]:
-    """Write the share `keep` of the lines that score best.
+    """Write the lines that score best: the share `keep`, or those that have `at_least` a score.
 
     Scores are kept beside the output while it is made; run again after an interruption, it goes on.
 
     Args:
         pool: JSONL of conversations.
         output: JSONL to write.
-        judge: repository whose likelihood is the score.
+        judge: repository of the model that judges.
         keep: share of the scored lines.
         settings: how the pool is judged.
+        at_least: lowest score that is kept, in place of `keep`.
 
     Returns:
         The number of lines selected, and of lines scored.
 
     Raises:
-        ValueError: `keep` outside (0, 1], a pool without usable lines, or with more broken ones
-        than
-            allowed.
+        ValueError: not one of `keep` and `at_least`, `keep` outside (0, 1], no line with such a
+            score, or a pool without usable lines, or with more broken ones than allowed.
     """
-    if not 0 < keep <= 1:
+    if (keep is None) == (at_least is None):
+        raise ValueError(f"keep={keep}, at_least={at_least}: expected one of the two.")
+    if keep is not None and not 0 < keep <= 1:
         raise ValueError(f"keep={keep}: expected a share above 0, at most 1.")
     settings = settings or JudgingSettings()
     output = Path(output)
     loaded = Judge.load(judge, settings)
-    data = ConversationFile([pool], loaded.encoder, settings.image_root, settings.max_broken_share)
-    identity = [data.fingerprint, str(judge), loaded.encoder.max_length, settings.dtype]
+    data = ConversationFile(
+        [pool],
+        loaded.encoder,
+        settings.image_root,
+        settings.max_broken_share,
+        needs_lengths=True,
+    )
+    identity = [
+        data.fingerprint, str(judge), loaded.encoder.max_length, settings.dtype, settings.by,
+    ]  # fmt: skip
     scores = Scores(output.with_name(output.name + ".scores"), identity)
     _score_lines(loaded, data, scores, settings)
     if not scores.values:
         raise ValueError(f"{pool}: no sample could be scored.")
-    selected = _best_lines(scores.values, keep)
+    selected = _best_lines(scores.values, keep, at_least)
+    if not selected:
+        raise ValueError(
+            f"at_least={at_least}: no sample scores that high; the best has "
+            f"{max(scores.values.values()):.2f}. The scores stay in {scores.path}."
+        )
     _write_lines(data, selected, scores.values, output)
     scores.path.unlink()
     return len(selected), len(scores.values)
@@ -237,8 +291,11 @@ def _batches_by_length(data: ConversationFile, scores: Scores, batch_size: int) 
     return batches[::-1]
 
 
-def _best_lines(scores: dict[int, float], keep: float) -> list[int]:
-    """The numbers of the lines with the best scores, in the pool's order; at least one."""
+def _best_lines(scores: dict[int, float], keep: float | None, at_least: float | None) -> list[int]:
+    """The numbers of the best lines, in the order of the pool; of a share at least one."""
+    if keep is None:
+        lowest = float("-inf") if at_least is None else at_least
+        return sorted(index for index, score in scores.items() if score >= lowest)
     ranked = sorted(scores, key=lambda index: (-scores[index], index))
     return sorted(ranked[: max(1, round(keep * len(ranked)))])
 
@@ -260,8 +317,16 @@ def main() -> None:
     parser.add_argument(
         "output", type=Path, help="JSONL to write; relative image paths stay as they are"
     )
-    parser.add_argument("--judge", required=True, help="repository whose likelihood is the score")
-    parser.add_argument("--keep", type=float, required=True, help="share of the lines to select")
+    parser.add_argument("--judge", required=True, help="repository of the model that judges")
+    parser.add_argument(
+        "--by",
+        choices=WAYS_TO_JUDGE,
+        default="likelihood",
+        help="what the score is: likelihood of the answer, or a rating from 0 to 5",
+    )
+    kept = parser.add_mutually_exclusive_group(required=True)
+    kept.add_argument("--keep", type=float, help="share of the lines to select")
+    kept.add_argument("--at-least", type=float, help="lowest score of the lines to select")
     parser.add_argument(
         "--batch-size", type=int, default=16, help="number of samples that are judged at a time"
     )
@@ -279,10 +344,16 @@ def main() -> None:
         batch_size=arguments.batch_size,
         image_root=arguments.image_root,
         max_broken_share=arguments.max_broken_share,
+        by=arguments.by,
     )
     try:
         selected, scored = select(
-            arguments.pool, arguments.output, arguments.judge, arguments.keep, settings
+            arguments.pool,
+            arguments.output,
+            arguments.judge,
+            arguments.keep,
+            settings,
+            arguments.at_least,
         )
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
