@@ -6,8 +6,8 @@
 Shapes come from the model's config.json (by default the 38B model's), everything else from the
 recipe; no weights are loaded. The batch is taken as full: `per_device_train_batch_size` samples of
 `max_length` tokens, most of them images'. Weights, gradients and optimizer states are exact sums
-over the parameters; activations are an estimate, within a factor of 1.5 of what autograd keeps at
-small scale without checkpointing (tests/test_training_memory.py).
+over the parameters; activations are an estimate. At nano scale the sum is within a factor of 1.5
+of the peak of a whole step, for each kind of what trains (tests/test_training_memory.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from training.parts import ADAPTED_PART, TRAINABLE, adapters_among, names_among
 SHARDINGS = ("none", "fsdp", "zero3")
 FLOAT32_BYTES = 4
 MODULES = ("mlp1", "vision_model", "language_model")  # of TRAINABLE, those that are modules
-LOGIT_BLOCK = 1024  # tokens that TRL's fused head takes through the vocabulary at once
+# The tile of logits that TRL's fused head (1.16, trl/kernels/chunked_logprob.py) has at a time
+TOKENS_OF_TILE = 4096
+WORDS_OF_TILE = 32_768
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +135,20 @@ def activation_bytes(
     if "vision_model" in stage.train or "vision_lora" in stage.train:
         saved += _saved_by_vision_tower(config, stage, positions)
     tower = sizes.vision_working_bytes(config.vision_config, positions, stage.compute_bytes)
-    # TRL's fused head goes through the vocabulary in blocks; the log-probabilities remain
-    vocabulary = config.llm_config.vocab_size
-    logits = FLOAT32_BYTES * (stage.tokens * 4 + LOGIT_BLOCK * vocabulary)
-    return ActivationBytes(saved, tower, logits)
+    return ActivationBytes(saved, tower, _bytes_of_logits(config, stage))
+
+
+def _bytes_of_logits(config: configuration_skywork_chat.SkyworkChatConfig, stage: Stage) -> int:
+    """Bytes that TRL's fused head takes: it goes through tokens and vocabulary in tiles."""
+    width = config.llm_config.hidden_size
+    tile = min(stage.tokens, TOKENS_OF_TILE) * WORDS_OF_TILE * stage.compute_bytes
+    log_probabilities = 4 * FLOAT32_BYTES * stage.tokens
+    gradient_of_states = FLOAT32_BYTES * stage.tokens * width
+    head_in_compute_dtype = 0
+    if "language_model" in stage.train and stage.compute_bytes < FLOAT32_BYTES:
+        words = min(config.llm_config.vocab_size, WORDS_OF_TILE)
+        head_in_compute_dtype = words * width * stage.compute_bytes
+    return tile + log_probabilities + gradient_of_states + head_in_compute_dtype
 
 
 def _saved_by_language_model(

@@ -156,7 +156,7 @@ def _score_and_write(options: argparse.Namespace) -> None:
     )
     source = ConversationFile(options.data, encoder, options.image_root)
     model: Any = AutoModelForImageTextToText.from_pretrained(
-        options.model, torch_dtype=getattr(torch, options.dtype), trust_remote_code=True
+        options.model, dtype=getattr(torch, options.dtype), trust_remote_code=True
     ).eval()
     found = []
     right = 0

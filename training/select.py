@@ -87,7 +87,7 @@ class Judge:
         processor: Any = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
         model: Any = AutoModelForImageTextToText.from_pretrained(
             repository,
-            torch_dtype=getattr(torch, settings.dtype),
+            dtype=getattr(torch, settings.dtype),
             device_map="auto" if torch.cuda.is_available() else None,
             trust_remote_code=True,
         )

@@ -87,6 +87,8 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
     set_evaluation(recipe, config)
+    if not torch.cuda.is_available():
+        config.dataloader_pin_memory = False  # there is no other memory to copy to
     processor: Any = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
     encoder = _make_encoder(recipe, config, processor)
     data, source = build_dataset(recipe, config, encoder)
@@ -198,7 +200,7 @@ def _load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, A
         keywords = {"load_in_4bit": True, "device_map": {"": PartialState().device}, **keywords}
     model: Any = AutoModelForImageTextToText.from_pretrained(
         recipe.model,
-        torch_dtype=getattr(torch, recipe.model_dtype),
+        dtype=getattr(torch, recipe.model_dtype),
         trust_remote_code=True,
         **keywords,
     )
