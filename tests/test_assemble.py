@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from remote_code import conversation
+from serving.engines import prompt_ids_for_vllm
 from tests import checkpoints
 from training import assemble as assembly
 from training.assemble import assemble
@@ -302,6 +303,11 @@ def test_an_instruct_model_is_not_made_to_think(instruct):
         assert torch.as_tensor(encoded["input_ids"]).flatten().tolist() == (
             inputs["input_ids"][0].tolist()
         )
+    template = conversation.get_conv_template(config["template"])
+    for system, inputs in ((None, seen[0]), ("", seen[2]), ("Short.", seen[3])):
+        question = {"question": "And?", "images": [], "history": history, "system": system}
+        ids = prompt_ids_for_vllm(tokenizer, template, question)
+        assert ids == inputs["input_ids"][0].tolist()
     with pytest.raises(ValueError, match="does not think"):
         model.chat(tokenizer, None, "Hi", {"max_new_tokens": 99}, thinking_budget=5)
 

@@ -210,7 +210,7 @@ def test_two_processes_train_as_one(samples, tmp_path):
 
 
 def sharded_config(kind, folder, mixed_precision):
-    """A shipped configuration for many GPUs, cut down to two processes on a CPU."""
+    """A shipped configuration for many GPUs, cut down to two or four processes on a CPU."""
     if kind == "zero3":
         pytest.importorskip(
             "deepspeed", reason="ZeRO-3 needs DeepSpeed, which this package does not install"
@@ -219,6 +219,9 @@ def sharded_config(kind, folder, mixed_precision):
     config.update(
         num_machines=1, num_processes=2, mixed_precision=mixed_precision, use_cpu=kind == "fsdp"
     )
+    if kind == "hsdp":
+        config["num_processes"] = 4
+        config["parallelism_config"]["parallelism_config_dp_shard_size"] = 2
     path = folder / f"{kind}_{mixed_precision}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -274,6 +277,28 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
     assert changed_names(tmp_path / "sharded" / "model") == changed_names(
         tmp_path / "one" / "model"
     )
+
+
+@pytest.mark.slow  # four processes
+def test_replicas_of_shards_are_one_process(samples, tmp_path):
+    """Two replicas of two shards: the losses of one process, and of a run that went on."""
+    config = sharded_config("hsdp", tmp_path, "no")
+    settings = {
+        "max_steps": 3, "gradient_checkpointing": "true", "save_strategy": "steps",
+        "save_steps": 2, "save": "mlp1",
+    }  # fmt: skip
+    run(samples, tmp_path / "one", **settings)
+    flags = arguments(
+        samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 1}
+    )
+    for _ in ("whole", "resumed"):
+        finish(launch(flags, config, "tests.sharded_on_cpu"))
+        assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+        shutil.rmtree(tmp_path / "sharded" / "checkpoint-3")
+    ours, theirs = (
+        load_file(tmp_path / name / "mlp1" / "model.safetensors") for name in ("one", "sharded")
+    )
+    torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.slow  # 160 s on a CPU without bf16 units, where a product in bf16 is 30 times slower
@@ -595,7 +620,8 @@ def test_recipes_are_those_of_the_report():
 )
 def test_recipes_parse(path):
     recipe, config = sft.parse(["--config", str(path), "--use_cpu", "true"])
-    assert config.learning_rate > 0 and recipe.train == ["mlp1"]
+    assert config.learning_rate > 0
+    assert recipe.train == (["lora", "mlp1"] if path.stem == "lora_4bit" else ["mlp1"])
 
 
 def test_selection_prefers_right_answers(samples, tmp_path):

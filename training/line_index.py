@@ -245,7 +245,7 @@ def _is_same(first: FileIndex, second: FileIndex) -> bool:
 
 
 def _write_index(place: Path, key: dict[str, Any], index: FileIndex) -> None:
-    arrays = {"offsets": index.offsets, "numbers": index.numbers}
+    arrays: dict[str, Any] = {"offsets": index.offsets, "numbers": index.numbers}
     if index.lengths is not None:
         arrays["lengths"] = index.lengths
     described = json.dumps({"key": key, "broken": index.broken, "content": index.content})

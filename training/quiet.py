@@ -31,6 +31,11 @@ NOISES = (
         "torchao 0.18 registers its enumerations in the way that torch 2.14 has deprecated",
     ),
     Noise(
+        "`torch_dtype` is deprecated",
+        "transformers.configuration_utils",
+        "config.json keeps the name that transformers before 4.56 reads",
+    ),
+    Noise(
         "`gradient_checkpointing` is deprecated",
         None,
         "transformers 5.24 renames the setting; the recipes keep the name that TRL 1.16 knows",

@@ -116,6 +116,7 @@ class SampleEncoder:
     def fingerprint(self) -> str:
         """Changes with whatever the number of tokens of a sample depends on."""
         processor = self.image_processor
+        tokenizer: Any = self.tokenizer
         decisive = [
             self.template.name,
             self.tokens_per_tile,
@@ -127,7 +128,7 @@ class SampleEncoder:
             processor.min_dynamic_patch,
             processor.use_thumbnail,
             processor.size,
-            self.tokenizer.backend_tokenizer.to_str(),
+            tokenizer.backend_tokenizer.to_str(),
         ]
         return hashlib.blake2b(repr(decisive).encode(), digest_size=8).hexdigest()
 

@@ -205,8 +205,10 @@ class RecipeTrainer(SFTTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """As Trainer's; where weights are sharded, without those that are frozen."""
+        engine: Any = self.model_wrapped
+        scheduler: Any = self.lr_scheduler
         if self.is_deepspeed_enabled:
-            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            engine.save_checkpoint(output_dir, exclude_frozen_parameters=True)
         elif self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
             save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
@@ -214,7 +216,7 @@ class RecipeTrainer(SFTTrainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
