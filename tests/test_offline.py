@@ -378,3 +378,13 @@ def test_null_is_nothing(tmp_path):
         == []
         == question_file.read_questions(questions)[0]["history"]
     )
+
+
+@pytest.mark.parametrize("thinks, thinking, answer", [
+    (True, "Three.", ""),  # it did not come to an end
+    (False, "", "Three."),  # an instruct model's
+])  # fmt: skip
+def test_a_text_without_an_end_of_thinking(thinks, thinking, answer):
+    question = {"id": "1", "question": "How many?"}
+    entry = question_file.answer_entry(question, "Three.", 2, "stop", thinks)
+    assert (entry["thinking"], entry["answer"]) == (thinking, answer)

@@ -9,6 +9,8 @@ to test, with questions whose answers are 13 words. Written are:
 - `train.jsonl`: 3,800 of its pictures to train on, each with all questions about it as turns of one
   conversation, in random order: the vision tower, which costs most, reads a picture once for ten
   questions;
+- `words.jsonl`: the same without the questions whose answer is yes or no, which are three of four,
+  and say little about a picture;
 - `validation.jsonl`: 200 questions about the others, to look at while training;
 - `test.jsonl`: 300 questions about its test pictures, drawn at random;
 - `blank.jsonl`: the same 300 about an empty picture. What is right there needs no picture.
@@ -27,6 +29,7 @@ import numpy as np
 from PIL import Image
 
 import durable
+from examples.easy_vqa.kinds import YES_OR_NO
 from training.command_line import argument_parser, exit_code
 
 SEED = 0
@@ -107,7 +110,9 @@ def write(folder: Path) -> None:
     test = draw(rng, questions_of(easy_vqa.get_test_questions()), TEST_QUESTIONS)
     train = [question for question in known if question.picture not in held_out]
     shuffled = draw(rng, train, len(train))
+    words = [question for question in shuffled if question.answer not in YES_OR_NO]
     write_lines(folder / "train.jsonl", by_picture(shuffled), "train/{}.png")
+    write_lines(folder / "words.jsonl", by_picture(words), "train/{}.png")
     write_lines(folder / "validation.jsonl", [[one] for one in validation], "train/{}.png")
     write_lines(folder / "test.jsonl", [[one] for one in test], "test/{}.png")
     write_lines(folder / "blank.jsonl", [[one] for one in test], BLANK)
