@@ -289,7 +289,7 @@ def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine = engines.VllmEngine.__new__(engines.VllmEngine)
     engine.llm = Refusing()
     engine.tokenizer = None
-    engine.template = None
+    engine.template = conversation.get_conv_template("skywork-r1v")
     engine.refusals = (ValueError, Refusal)
     engine.sampling = None
     engine.opening = {}
