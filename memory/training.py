@@ -217,11 +217,12 @@ def lora_parameters(layers: nn.Module, rank: int) -> int:
 
     A matrix has rank × (inputs + outputs) of them (LoRA, arXiv:2106.09685).
     """
-    total = 0
-    for module in layers.modules():
-        if isinstance(module, nn.Linear):
-            total += rank * sum(module.weight.shape)
-    return total
+    return sum(rank * sum(matrix.shape) for matrix in _matrices(layers))
+
+
+def _matrices(layers: nn.Module) -> list[torch.Tensor]:
+    """The weights of all linear maps in layers."""
+    return [module.weight for module in layers.modules() if isinstance(module, nn.Linear)]
 
 
 def adapter_parameters(model: sizes.Model, stage: Stage) -> int:
@@ -238,11 +239,8 @@ def bytes_saved_by_quantization(model: sizes.Model, stage: Stage) -> int:
     """Bytes that the matrices of the decoder layers take less in 4 bits, with their scales."""
     if not stage.load_in_4bit:
         return 0
-    matrices = 0
-    for module in model.language_model.model.layers.modules():
-        if isinstance(module, nn.Linear):
-            matrices += module.weight.numel()
-    return round(matrices * (stage.weight_bytes - QUANTIZED_BYTES["nf4"]))
+    weights = sum(matrix.numel() for matrix in _matrices(model.language_model.model.layers))
+    return round(weights * (stage.weight_bytes - QUANTIZED_BYTES["nf4"]))
 
 
 def training_state(model: sizes.Model, stage: Stage, sharding: str) -> TrainingState:

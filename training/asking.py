@@ -12,7 +12,7 @@ from remote_code import conversation
 from training.sample_encoder import IGNORED
 
 
-def final_answer(text: str, thinking_opened: bool = True) -> str | None:
+def final_answer(text: str, thinking_opened: bool) -> str | None:
     """What an answer says in its box or, without one, behind its thinking; None if that never ends.
 
     Args:
@@ -56,6 +56,16 @@ class Reply(NamedTuple):
     def _thinks(self) -> bool:
         """Whether the prompt leaves the thinking open; then the sample's reply closes it."""
         return conversation.THINK_END in self.expected
+
+
+def last_states(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The states (rows, length, H) that the head of a model takes, for a batch of `Collator`.
+
+    They are on the last device of a model over several.
+    """
+    device = model.get_input_embeddings().weight.device
+    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+    return model.base_model(**inputs, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()

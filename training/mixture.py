@@ -14,6 +14,7 @@ Paths in it are relative to the working directory, as in a recipe.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -129,7 +130,7 @@ def _summed(counts: Sequence[dict[str, int]]) -> dict[str, int]:
 
 def place_of(index: int, ends: Sequence[int]) -> tuple[int, int]:
     """The number of a sample's data set, and of the sample in it."""
-    number = int(np.searchsorted(ends, index, side="right"))
+    number = bisect.bisect_right(ends, index)
     start = ends[number - 1] if number else 0
     return number, index - start
 
@@ -150,7 +151,6 @@ class Mixture(Conversations):
         self.names = names
         self.weights = weights
         self._ends = np.cumsum([len(source) for source in sources]).tolist()
-        self.encoder = sources[0].encoder
         self.counts: Any = MixtureCounts(sources, self._ends)
         content = [[source.fingerprint, weight] for source, weight in zip(sources, weights)]
         self.fingerprint = hashlib.blake2b(repr(content).encode(), digest_size=16).hexdigest()
@@ -159,6 +159,9 @@ class Mixture(Conversations):
         """The numbers of an epoch's samples: each as often as its data set's weight says.
 
         Of a weight's fraction, so large a share of the samples is drawn.
+
+        Raises:
+            ValueError: no sample is left.
         """
         generator = torch.Generator().manual_seed(seed)
         in_use = np.asarray(numbers)

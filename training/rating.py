@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from remote_code import conversation
+from training.asking import last_states
 from training.rows import ChatSample
 from training.sample_encoder import IGNORED, SampleEncoder
 
@@ -80,9 +81,7 @@ def rate_answers(model: Any, batch: dict[str, torch.Tensor], digits: list[int]) 
         batch: what `Collator` gives for samples of `RequestEncoder`.
         digits: see `digit_ids`.
     """
-    device = model.get_input_embeddings().weight.device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    states = model.base_model(**inputs, use_cache=False).last_hidden_state
+    states = last_states(model, batch)
     # The state before the first label predicts the digit
     last_of_prompt = (batch["labels"] != IGNORED).int().argmax(1) - 1
     rows = torch.arange(len(states), device=states.device)

@@ -115,10 +115,9 @@ def _encode_pack(conversations: Conversations, lines: list[int]) -> list[Encoded
     """The samples of a row; without those that cannot be used, but at least one."""
     samples = []
     for line in lines:
-        if not conversations.counts.is_unusable(line):
-            sample = conversations.encode_line(line)
-            if sample is not None:
-                samples.append(sample)
+        sample = conversations.encode_usable(line)
+        if sample is not None:
+            samples.append(sample)
     return samples or [conversations[lines[0]]]
 
 

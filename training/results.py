@@ -16,7 +16,7 @@ import durable
 from training.card import model_card
 from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
-from training.sharded import Weights
+from training.sharded import Weights, trained_parameters
 from training.trainer import RecipeTrainer
 
 
@@ -40,7 +40,7 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds),
-        "trained_parameters": sum(trained_sizes(trainer.model).values()),
+        "trained_parameters": count_trained(trainer.model),
         "frozen_tensors_unchanged": unchanged,
         "samples": trainer.source.counts.over_processes(trainer.accelerator),
         "first_loss": losses[0],
@@ -50,14 +50,13 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
     }
 
 
-def trained_sizes(model: Any) -> dict[str, int]:
-    """The number of elements of each parameter that trains, by name."""
-    sizes = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            # Between steps ZeRO-3 leaves placeholders, which remember the size
-            sizes[name] = getattr(parameter, "ds_numel", parameter.numel())
-    return sizes
+def count_trained(model: Any) -> int:
+    """The number of elements of all parameters that train."""
+    total = 0
+    for _, parameter in trained_parameters(model):
+        # Between steps ZeRO-3 leaves placeholders, which remember the size
+        total += getattr(parameter, "ds_numel", parameter.numel())
+    return total
 
 
 def write_results(

@@ -139,14 +139,13 @@ class SampleEncoder:
         reported when its turn comes.
         """
         text_ids, _ = self.tokens(sample, [0] * len(sample.images))
-        limit = self.max_tiles
         sizes = [_size_of_file(local_path(image, image_root)) for image in sample.images]
-        while True:
+        for limit in self._limits(bool(sizes)):
             tiles = sum(self._tiles_of_size(size, limit) for size in sizes)
             tokens = len(text_ids) + tiles * self.tokens_per_tile
-            if tokens <= self.max_length or limit == 1 or self.long_samples == "drop":
-                return min(tokens, self.max_length)
-            limit //= 2
+            if tokens <= self.max_length:
+                return tokens
+        return self.max_length  # it will be left out
 
     def _tiles_of_size(self, size: ImageSize | None, limit: int) -> int:
         """Tiles of an image whose size is known, or else the most that it can have."""
@@ -163,18 +162,26 @@ class SampleEncoder:
         Raises:
             TooLongError: it does not fit with any.
         """
-        limit = self.max_tiles
-        while True:
+        num_tokens = 0
+        limits = self._limits(bool(images))
+        for limit in limits:
             tiles = [self.count_tiles(ImageSize(*image.size), limit) for image in images]
             ids, labels = self.tokens(sample, tiles)
             if len(ids) <= self.max_length:
                 return limit, ids, labels
-            if limit == 1 or not images or self.long_samples == "drop":
-                raise TooLongError(
-                    f"{len(ids)} tokens with at most {limit} tiles an image; {self.max_length} are "
-                    "allowed"
-                )
-            limit //= 2
+            num_tokens = len(ids)
+        raise TooLongError(
+            f"{num_tokens} tokens with at most {limits[-1]} tiles an image; {self.max_length} are "
+            "allowed"
+        )
+
+    def _limits(self, has_images: bool) -> list[int]:
+        """The numbers of tiles of an image to try, until a sample fits."""
+        limits = [self.max_tiles]
+        if has_images and self.long_samples == "fewer_tiles":
+            while limits[-1] > 1:
+                limits.append(limits[-1] // 2)
+        return limits
 
     def _pixel_values(self, images: list[Any], limit: int) -> torch.Tensor | None:
         """The tiles of all images, or None without images."""

@@ -29,6 +29,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 import durable
+from training.asking import last_states
 from training.rating import LEAST_SHARE_OF_DIGITS, RequestEncoder, digit_ids, rate_answers
 from training.sample_encoder import IGNORED, Collator, SampleEncoder
 from training.sources import ConversationFile, EncodedSample
@@ -127,11 +128,8 @@ def score_answers(model: Any, batch: dict[str, torch.Tensor], block: int = 1024)
         batch: what `Collator` gives.
         block: number of tokens whose logits, over 152,064 words at 38B, are in memory at a time.
     """
-    device = model.get_input_embeddings().weight.device
-    inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
-    output = model.base_model(**inputs, use_cache=False)
-    # A state predicts the next token: (rows, length - 1, H), on the last of several GPUs
-    hidden_states = output.last_hidden_state[:, :-1]
+    # A state predicts the next token: (rows, length - 1, H)
+    hidden_states = last_states(model, batch)[:, :-1]
     labels = batch["labels"][:, 1:].to(hidden_states.device)
     is_answer = labels != IGNORED
     rows, places = is_answer.nonzero(as_tuple=True)

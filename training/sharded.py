@@ -68,6 +68,14 @@ def trained_parameters(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [pair for pair in model.named_parameters() if pair[1].requires_grad]
 
 
+def misfit(absent: list[str], unexpected: list[str]) -> ValueError:
+    """The error of a checkpoint that lacks parameters which train, or has others."""
+    return ValueError(
+        f"The checkpoint does not fit what trains: it lacks {absent[:3]} and has {unexpected[:3]} "
+        "besides. Resume with the recipe it was written with, or use another output_dir."
+    )
+
+
 @torch.no_grad()
 def load_trained(model: Any, path: Path) -> None:
     """Load the parameters that train, sharded by FSDP2, from a file that has them whole.
@@ -81,12 +89,8 @@ def load_trained(model: Any, path: Path) -> None:
     weights = load_file(path)
     trained = dict(trained_parameters(model))
     if weights.keys() != trained.keys():
-        different = sorted(weights.keys() ^ trained.keys())
-        raise ValueError(
-            f"The checkpoint does not fit what trains: {path} and the recipe differ in "
-            f"{different[:3]}. Resume with the recipe it was written with, or use another "
-            "output_dir."
-        )
+        absent = sorted(trained.keys() - weights.keys())
+        raise misfit(absent, sorted(weights.keys() - trained.keys()))
     for name, parameter in trained.items():
         whole = weights[name].to(parameter.device, parameter.dtype)
         if isinstance(parameter, DTensor):

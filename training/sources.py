@@ -91,6 +91,12 @@ class Conversations(Dataset):
             index,
         )
 
+    def encode_usable(self, index: int) -> EncodedSample | None:
+        """As `encode_line`; a sample that was found unusable before is not read again."""
+        if self.counts.is_unusable(index):
+            return None
+        return self.encode_line(index)
+
     def __getitem__(self, index: int) -> EncodedSample:
         """The encoded sample, or the one that takes its place.
 
@@ -100,9 +106,7 @@ class Conversations(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)
         for candidate in self._candidates(index):
-            if self.counts.is_unusable(candidate):
-                continue
-            sample = self.encode_line(candidate)
+            sample = self.encode_usable(candidate)
             if sample is not None:
                 return sample
         raise SampleError("none of the samples can be used: all are broken or too long")

@@ -28,7 +28,7 @@ from training.optimizer import RATE_OF_PART, parameter_groups
 from training.progress import ProgressLog, Throughput, values_by_step
 from training.recipe import RecipeArguments
 from training.resume import mark_complete
-from training.sharded import gather, load_trained, trained_parameters
+from training.sharded import gather, load_trained, misfit, trained_parameters
 from training.sources import Conversations, StreamedConversations
 
 
@@ -190,8 +190,8 @@ class RecipeTrainer(SFTTrainer):
         folder.mkdir(parents=True, exist_ok=True)
         state_dict = model.state_dict() if state_dict is None else state_dict
         trained = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and name in state_dict:
+        for name, _ in trained_parameters(model):
+            if name in state_dict:
                 trained[name] = state_dict[name].detach().contiguous()
         save_file(trained, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -286,11 +286,7 @@ class RecipeTrainer(SFTTrainer):
             if name not in not_saved and name.removeprefix("module.") not in not_saved:
                 absent.append(name)
         if absent or load_result.unexpected_keys:
-            raise ValueError(
-                f"The checkpoint does not fit what trains: it lacks {absent[:3]} and has "
-                f"{load_result.unexpected_keys[:3]} besides. Resume with the recipe it was written "
-                "with, or use another output_dir."
-            )
+            raise misfit(absent, load_result.unexpected_keys)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """By length where the recipe says so, with an order that depends on the epoch alone."""
