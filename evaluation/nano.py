@@ -5,9 +5,9 @@
     python -m evaluation.nano --model runs/nano/reasoning --text
 
 Draws `count` samples of each family (training draws from other generator streams), asks through
-`batch_chat` with PIL images, greedily, and compares what is in the last \\boxed{}. With `--text`
-the pictures are put into words, and a language model alone can be asked; a few words are misread
-unless `--exact`. Prints a table with 95 % Wilson intervals, and JSON as the last line.
+`batch_chat` with PIL images, greedily, and judges the answers. With `--text` the pictures are put
+into words, and a language model alone can be asked; a few words are misread unless `--exact`.
+Prints a table with 95 % Wilson intervals, and JSON as the last line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -33,11 +32,15 @@ from transformers import (
     AutoTokenizer,
 )
 
+from answers.judging import Judge, Question
 from evaluation.quantization import QUANTIZATIONS, stored_bytes
 from tasks import samples
 
 OPTIONS = {"max_new_tokens": 160, "do_sample": False}
 STREAM = 0x5EED  # keeps these pictures apart from those of training, whatever the seed
+# The stream of each family's pictures. A new family gets the next number: those that are given
+# stand for the pictures of every score that has been published.
+FAMILY_STREAMS = {"calculation": 0, "charts": 1, "counting": 2, "two images": 3, "colours": 4}
 PARTS = ("vision_model", "mlp1", "language_model")
 
 Ask = Callable[[list[samples.Sample]], list[str]]  # the answers to a batch
@@ -86,14 +89,6 @@ class Score(NamedTuple):
     wrong: list[WrongAnswer]
 
 
-def boxed(text: str) -> str | None:
-    """What is in the last `\\boxed{}` of an answer, or None."""
-    found = re.findall(r"\\boxed\{([^{}]*)\}", text)
-    if not found:
-        return None
-    return found[-1].strip()
-
-
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
     """Interval of a share (E. B. Wilson, 1927), of 95 % by default.
 
@@ -119,7 +114,7 @@ def draw_samples(
 
     The generator is the one to put them into words with.
     """
-    rng = np.random.default_rng([STREAM, seed, sorted(samples.FAMILIES).index(family)])
+    rng = np.random.default_rng([STREAM, seed, FAMILY_STREAMS[family]])
     return rng, [samples.FAMILIES[family](rng) for _ in range(count)]
 
 
@@ -135,10 +130,12 @@ def compare(
     """
     right = 0
     wrong = []
+    judge = Judge()  # of texts, for which it needs no process
     for start in range(0, len(drawn), batch_size):
         batch = drawn[start : start + batch_size]
         for index, (sample, answer) in enumerate(zip(batch, ask(batch)), start=start):
-            if boxed(answer) == sample.answer:
+            question = Question("text", sample.answer)
+            if judge.judge(question, answer, thinking_opened=True).is_right:
                 right += 1
                 continue
             sizes = [drawing.size for drawing in sample.drawings]

@@ -13,7 +13,7 @@ from lmms_eval.models.simple import internvl2
 from PIL import Image
 from transformers import AutoModel, AutoTokenizer
 
-from evaluation import nano as evaluation
+from answers.extraction import last_box
 from tests import checkpoints
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
@@ -57,5 +57,5 @@ def test_answers_are_those_of_chat(adapter):
     settings = {"max_new_tokens": 1024, "do_sample": False}
     for answer, images, (_, question) in zip(answers, documents, QUESTIONS):
         expected = adapter._model.chat(adapter._tokenizer, images or None, question, settings)
-        print(evaluation.boxed(answer), evaluation.boxed(expected))
-        assert evaluation.boxed(answer) == evaluation.boxed(expected) is not None
+        print(last_box(answer), last_box(expected))
+        assert last_box(answer) == last_box(expected) is not None

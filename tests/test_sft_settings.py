@@ -14,6 +14,7 @@ from transformers import (
 )
 from trl import SFTConfig
 
+from answers.judging import Judge
 from tests import checkpoints
 from tests.test_sft import arguments, losses, run, samples  # noqa: F401 - a fixture
 from tests.trainers import IMAGES
@@ -235,7 +236,16 @@ def test_evaluations_need_data(samples, tmp_path):  # noqa: F811
     ("3", "I see \\boxed{3}.", "3"),
 ])  # fmt: skip
 def test_final_answers(right, text, answer):
-    assert asking.Reply(text, right).found == answer
+    with Judge() as judge:
+        assert asking.Reply(text, right).judged(judge).answer == answer
+
+
+def test_what_is_in_a_box_is_compared_as_mathematics():
+    reply = asking.Reply("So.</think>\\boxed{0.5}", "So.</think>\\boxed{\\frac{1}{2}}")
+    with Judge() as judge:
+        assert reply.judged(judge).is_right
+        with pytest.raises(ValueError, match="nothing follows the thinking"):
+            asking.Reply("So.</think>3", "So.</think>").judged(judge)
 
 
 def test_right_answers_are_counted_as_chat_gives_them(tmp_path):

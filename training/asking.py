@@ -7,20 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evaluation.nano import boxed
+from answers import extraction
+from answers.judging import Judge, Question, Verdict
 from remote_code import conversation
 from training.sample_encoder import IGNORED
-
-
-def final_answer(text: str, thinking_opened: bool) -> str | None:
-    """What an answer says in its box or, without one, behind its thinking; None if that never ends.
-
-    Args:
-        text: what follows the prompt.
-        thinking_opened: whether the prompt has opened the thinking, and left it open.
-    """
-    answer = conversation.split_thinking(text, thinking_opened).answer
-    return boxed(answer) or answer or None
 
 
 def split_at_answer(sample: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -37,20 +27,24 @@ class Reply(NamedTuple):
     written: str
     expected: str
 
-    @property
-    def found(self) -> str | None:
-        """The final answer that the model gave."""
-        return final_answer(self.written, self._thinks)
+    def judged(self, judge: Judge) -> Verdict:
+        """Whether the final answer is that of the sample.
+
+        An answer that the sample has in a box is compared as mathematics, any other as text.
+
+        Raises:
+            ValueError: the sample has no final answer.
+        """
+        right = extraction.find(self.expected, self._thinks)
+        if right.answer is None:
+            raise ValueError(f"the answer {self.expected[-60:]!r} of a sample: {right.reason}.")
+        kind = "mathematics" if right.box else "text"
+        return judge.judge(Question(kind, right.answer), self.written, self._thinks)
 
     @property
     def right(self) -> str | None:
         """The final answer of the sample."""
-        return final_answer(self.expected, self._thinks)
-
-    @property
-    def is_right(self) -> bool:
-        """Whether the final answers are the same."""
-        return self.found == self.right
+        return extraction.find(self.expected, self._thinks).answer
 
     @property
     def _thinks(self) -> bool:
@@ -99,5 +93,6 @@ def count_right(
     model: Any, tokenizer: Any, samples: Iterable[dict[str, Any]], new_tokens: int
 ) -> int:
     """How many samples a model answers as they do; see `ask`."""
-    replies = (ask(model, tokenizer, sample, new_tokens) for sample in samples)
-    return sum(reply.is_right for reply in replies)
+    with Judge() as judge:
+        replies = (ask(model, tokenizer, sample, new_tokens) for sample in samples)
+        return sum(reply.judged(judge).is_right for reply in replies)

@@ -4,7 +4,8 @@
     python -m training.score --model nano --data test.jsonl --out runs/score
 
 The data have the form of those to train on (training/rows.py). Each last question is asked with
-greedy decoding; right is an answer whose box, or text without a box, is that of the data. Where
+greedy decoding; right is an answer that says the same
+as that of the data: in its box, or in words where the data's has none (answers/judging.py). Where
 the data's answer has no thinking, neither has the model's, unless `--think` is given. Prints
 the share of right answers with its interval of 95 %. Writes `answers.jsonl`, a line for each
 sample, and `wrong.html`, a page that needs no network, into `--out`, which is `score` beside the
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import durable
+from answers.judging import Judge, Verdict
 from evaluation.nano import wilson
 from preprocessor.image_loading import open_image
 from training.asking import Reply, ask
@@ -47,12 +49,13 @@ pre { white-space: pre-wrap; background: #f4f4f4; padding: .5rem; }
 
 
 class Scored(NamedTuple):
-    """A sample that was asked: its place in the data, its last question and the reply."""
+    """A sample that was asked: its place in the data, its last question, reply and verdict."""
 
     number: int
     where: str
     question: str
     reply: Reply
+    verdict: Verdict
 
 
 def score(
@@ -66,13 +69,14 @@ def score(
         source: the samples.
         new_tokens: longest answer, in tokens.
     """
-    for number in range(len(source)):
-        sample = source.encode_line(number)
-        if sample is None:
-            continue
-        question = parse_row(source.row(number)).turns[-1][0]
-        reply = ask(model, processor.tokenizer, sample, new_tokens)
-        yield Scored(number, source.where(number), question, reply)
+    with Judge() as judge:
+        for number in range(len(source)):
+            sample = source.encode_line(number)
+            if sample is None:
+                continue
+            question = parse_row(source.row(number)).turns[-1][0]
+            reply = ask(model, processor.tokenizer, sample, new_tokens)
+            yield Scored(number, source.where(number), question, reply, reply.judged(judge))
 
 
 def as_line(scored: Scored) -> str:
@@ -81,8 +85,9 @@ def as_line(scored: Scored) -> str:
         "where": scored.where,
         "question": scored.question,
         "expected": scored.reply.right,
-        "found": scored.reply.found,
-        "right": scored.reply.is_right,
+        "found": scored.verdict.answer,
+        "right": scored.verdict.is_right,
+        "why": scored.verdict.reason,
         "written": scored.reply.written,
     }
     return json.dumps(content, ensure_ascii=False) + "\n"
@@ -93,11 +98,14 @@ def wrong_page(wrong: Sequence[Scored], source: ConversationFile, heading: str) 
     articles = []
     for scored in wrong:
         pictures = "".join(_pictures(source, scored.number))
+        question = html.escape(scored.question)
         expected = html.escape(str(scored.reply.right))
+        why = html.escape(scored.verdict.reason)
+        where = html.escape(scored.where)
+        written = html.escape(scored.reply.written)
         articles.append(
-            f"<article>{pictures}<p>{html.escape(scored.question)}<br>right: <b>{expected}</b>, "
-            f"{html.escape(scored.where)}</p><pre>{html.escape(scored.reply.written)}</pre>"
-            "</article>"
+            f"<article>{pictures}<p>{question}<br>right: <b>{expected}</b>; {why}; {where}</p>"
+            f"<pre>{written}</pre></article>"
         )
     title = html.escape(heading)
     return (
@@ -163,7 +171,7 @@ def _score_and_write(options: argparse.Namespace) -> None:
     with tqdm(total=len(source), unit="questions") as bar:
         for scored in score(model, processor, source, options.max_new_tokens):
             found.append(scored)
-            right += scored.reply.is_right
+            right += scored.verdict.is_right
             bar.set_postfix_str(f"{right} right")
             bar.update()
     if not found:
@@ -174,7 +182,7 @@ def _score_and_write(options: argparse.Namespace) -> None:
 
 def _write(found: list[Scored], source: ConversationFile, out: Path) -> None:
     """Print the share and write both files."""
-    wrong = [one for one in found if not one.reply.is_right]
+    wrong = [one for one in found if not one.verdict.is_right]
     right = len(found) - len(wrong)
     low, high = wilson(right, len(found))
     share = f"{right} of {len(found)} right: {100 * right / len(found):.1f} %"

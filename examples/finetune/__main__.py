@@ -22,7 +22,8 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import AutoModel, AutoTokenizer
 
-from evaluation.nano import boxed
+from answers.extraction import find, last_box
+from answers.judging import Judge, Question
 from tasks.drawing import font_paths, load_font
 from training import sft
 from training.rows import json_lines
@@ -38,7 +39,7 @@ FONT_SIZE = 13
 CHARACTERS_PER_LINE = 84
 
 
-class Question(NamedTuple):
+class TestQuestion(NamedTuple):
     """A line of the test set.
 
     Attributes:
@@ -52,7 +53,7 @@ class Question(NamedTuple):
     answer: str
 
 
-def read_test(path: Path) -> list[Question]:
+def read_test(path: Path) -> list[TestQuestion]:
     """The questions of a test set.
 
     Args:
@@ -65,17 +66,17 @@ def read_test(path: Path) -> list[Question]:
     for row in json_lines([path]):
         sample = json.loads(row["line"])
         asked, answered = sample["conversations"][:2]
-        answer = boxed(answered["value"])
+        answer = last_box(answered["value"])
         if answer is None:
             raise ValueError(
                 f"{path}, line {row['number']}: no \\boxed{{…}} in the answer "
                 f"{answered['value'][-40:]!r}."
             )
-        questions.append(Question(path.parent / sample["image"], asked["value"], answer))
+        questions.append(TestQuestion(path.parent / sample["image"], asked["value"], answer))
     return questions
 
 
-def ask(model: Any, tokenizer: Any, test: list[Question], batch_size: int = 20) -> list[str]:
+def ask(model: Any, tokenizer: Any, test: list[TestQuestion], batch_size: int = 20) -> list[str]:
     """What the model answers to each question, thinking included."""
     answers = []
     for start in range(0, len(test), batch_size):
@@ -86,9 +87,14 @@ def ask(model: Any, tokenizer: Any, test: list[Question], batch_size: int = 20) 
     return answers
 
 
-def count_right(test: list[Question], answers: list[str]) -> int:
-    """How many answers have the right content in their box."""
-    return sum(boxed(said) == question.answer for question, said in zip(test, answers))
+def count_right(test: list[TestQuestion], answers: list[str]) -> int:
+    """How many final answers are the right ones."""
+    judge = Judge()  # of texts, for which it needs no process
+    right = 0
+    for question, said in zip(test, answers):
+        expected = Question("text", question.answer)
+        right += judge.judge(expected, said, thinking_opened=True).is_right
+    return right
 
 
 def load(path: str | Path) -> tuple[Any, Any]:
@@ -98,7 +104,7 @@ def load(path: str | Path) -> tuple[Any, Any]:
 
 
 def draw_comparison(
-    test: list[Question], before: list[str], after: list[str], path: Path, shown: int = 6
+    test: list[TestQuestion], before: list[str], after: list[str], path: Path, shown: int = 6
 ) -> None:
     """Write pictures with the answers before and after; those first whose answer changed.
 
@@ -109,7 +115,7 @@ def draw_comparison(
 
     def is_unchanged(index: int) -> bool:
         """Whether a question has the same answer before and after."""
-        return boxed(before[index]) == boxed(after[index])
+        return find(before[index], True).answer == find(after[index], True).answer
 
     chosen = sorted(range(len(test)), key=is_unchanged)[:shown]
     font = load_font(font_paths()[0], FONT_SIZE)
@@ -134,7 +140,7 @@ def wrapped(heading: str, answer: str) -> Iterable[str]:
 
 
 def print_score_of_adapter(
-    model: Any, tokenizer: Any, test: list[Question], adapter: Path, name: str
+    model: Any, tokenizer: Any, test: list[TestQuestion], adapter: Path, name: str
 ) -> None:
     """Ask the old checkpoint with the adapter on it, and print how many answers are right.
 
