@@ -23,7 +23,8 @@ from transformers import (
 from preprocessor.image_loading import open_image
 from preprocessor.image_settings import opening_keywords
 from remote_code import conversation, generation
-from serving.question_file import Entry, Question, answer_entry, error_entry
+from serving.question_file import Entry, Question, answer_entry, error_entry, key_of
+from serving.sampling import Sampling
 
 NEVER = -100.0  # a bias on the logit of a token
 # vLLM schedules within a call: the answers of a call are on disk when all of it is done, and until
@@ -39,7 +40,7 @@ class TransformersEngine:
     """`batch_chat`, in batches of questions with about as many images and as long a text."""
 
     def __init__(
-        self, model: str, dtype: str, batch_size: int, max_new_tokens: int, device: Any = None
+        self, model: str, dtype: str, batch_size: int, sampling: Sampling, device: Any = None
     ) -> None:
         """Load a model.
 
@@ -47,7 +48,7 @@ class TransformersEngine:
             model: directory, or id on the Hub.
             dtype: name of a torch dtype.
             batch_size: questions that are answered together.
-            max_new_tokens: tokens that an answer may have.
+            sampling: how answers are drawn.
             device: a device or a device map; None spreads the model over all GPUs.
         """
         if device is None and torch.cuda.is_available():
@@ -61,7 +62,14 @@ class TransformersEngine:
             conversation.token_id(self.tokenizer, token) for token in self.template.stop_strings
         }
         self.batch_size = batch_size
-        self.options = {"max_new_tokens": max_new_tokens, "do_sample": False}
+        self.sampling = sampling
+        self.options = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "do_sample": sampling.temperature > 0,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
+        if sampling.temperature:
+            self.options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Entry]:
         """Entries as they are finished, in the order of the batches."""
@@ -78,8 +86,12 @@ class TransformersEngine:
         One bad question, or one that is too large, must not cost the others their answer.
         """
         monitor = generation.GenerationMonitor()
+        seed = self.sampling.seed_of(*key_of(batch[0]))
         try:
-            texts = self._ask(batch, system, monitor)
+            with torch.random.fork_rng(enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                texts = self._ask(batch, system, monitor)
         except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
             # Only the text is used below: the error holds the frames that it came through, and with
             # them what they have in memory.
@@ -114,6 +126,7 @@ class TransformersEngine:
             {**self.options, "stopping_criteria": [monitor]},
             history=[question["history"] for question in batch],
             system_message=system,
+            thinking_budget=self.sampling.thinking_budget,
         )
 
     def _entry(self, question: Question, text: str, ids: Sequence[int]) -> Entry:
@@ -150,7 +163,7 @@ class VllmEngine:
         self,
         model: str,
         dtype: str,
-        max_new_tokens: int,
+        sampling: Sampling,
         tensor_parallel: int,
         max_images: int,
         llm_options: Mapping[str, Any],
@@ -160,10 +173,13 @@ class VllmEngine:
         Args:
             model: directory, or id on the Hub.
             dtype: name of a torch dtype.
-            max_new_tokens: tokens that an answer may have.
+            sampling: how answers are drawn.
             tensor_parallel: number of GPUs.
             max_images: the most images of a question.
             llm_options: further arguments of vLLM's `LLM`.
+
+        Raises:
+            ValueError: a thinking budget, and a model that does not think or a vLLM without one.
         """
         import vllm  # pyright: ignore[reportMissingImports]  # an optional package
 
@@ -179,13 +195,22 @@ class VllmEngine:
             trust_remote_code=True,
             tensor_parallel_size=tensor_parallel,
             limit_mm_per_prompt={"image": max_images},
+            **_options_of_budget(sampling, self.template),
             **llm_options,
         )
         # vLLM does not know that a model must not write tokens of images.
         ids = conversation.ids_of_prompts_only(self.tokenizer, self.template)
-        self.sampling = vllm.SamplingParams(
-            temperature=0, max_tokens=max_new_tokens, logit_bias=dict.fromkeys(ids, NEVER)
-        )
+        self.sampling = sampling
+        self.make_parameters = vllm.SamplingParams
+        self.parameters = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "repetition_penalty": sampling.repetition_penalty,
+            "max_tokens": sampling.max_new_tokens,
+            "logit_bias": dict.fromkeys(ids, NEVER),
+        }
+        if sampling.thinking_budget is not None:
+            self.parameters["thinking_token_budget"] = sampling.thinking_budget
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Entry]:
         """Entries, in calls of at most `QUESTIONS_PER_CALL` questions and `IMAGES_PER_CALL` images.
@@ -213,8 +238,12 @@ class VllmEngine:
         """Entries of questions; where vLLM refuses one of them, each is asked alone."""
         if not questions:
             return
+        parameters = []
+        for question in questions:
+            seed = self.sampling.seed_of(*key_of(question))
+            parameters.append(self.make_parameters(seed=seed, **self.parameters))
         try:
-            outputs = self.llm.generate(prompts, self.sampling, use_tqdm=False)
+            outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
         except self.refusals as error:
             if len(questions) == 1:
                 yield error_entry(questions[0], error)
@@ -239,6 +268,29 @@ class VllmEngine:
             return {"prompt_token_ids": ids}
         images = [open_image(path, **self.opening) for path in question["images"]]
         return {"prompt_token_ids": ids, "multi_modal_data": {"image": images}}
+
+
+def _options_of_budget(sampling: Sampling, template: conversation.Conversation) -> dict[str, Any]:
+    """Arguments of vLLM's `LLM` that let it close a thinking, where there is a budget for it."""
+    budget = sampling.thinking_budget
+    if budget is None:
+        return {}
+    if not template.opens_thinking:
+        raise ValueError(
+            f"--thinking-budget {budget}: this model does not think (template={template.name!r})."
+        )
+    try:
+        from vllm.config import (  # pyright: ignore[reportMissingImports]  # optional, too
+            ReasoningConfig,
+        )
+    except ImportError as error:
+        raise ValueError(
+            f"--thinking-budget {budget}: this vLLM has no budgets; use --engine transformers."
+        ) from error
+    config = ReasoningConfig(
+        reasoning_parser="deepseek_r1", reasoning_end_str=template.skipped_thinking
+    )
+    return {"reasoning_config": config}
 
 
 def _errors_of_refusals() -> tuple[type[Exception], ...]:

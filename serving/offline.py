@@ -9,10 +9,18 @@ earlier turns:
 
     {"id": "7", "question": "What is this?", "images": ["a.jpg"]}
 
+Answers are greedy, unless a temperature is set. Then there can be several to a question:
+
+    python -m serving.offline questions.jsonl answers.jsonl --temperature 0.6 --top-p 0.95 \\
+        --repetition-penalty 1.05 --answers 5 --seed 0
+
 It runs on vLLM where that is installed (continuous batching); otherwise on transformers, in batches
 of questions that are as long as each other. Run again after an interruption it answers what is
 missing. Questions that failed are asked again, and so are those whose answers were cut where there
 is more room now.
+
+With a seed an answer is the same in every run on vLLM. On transformers the answers of a batch share
+a generator: there it is so with `--batch-size 1`.
 """
 
 from __future__ import annotations
@@ -29,7 +37,16 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from serving.engines import TransformersEngine, VllmEngine, context_limit
-from serving.question_file import Question, is_done, json_line, read_answers, read_questions
+from serving.question_file import (
+    Question,
+    is_done,
+    json_line,
+    key_of,
+    read_answers,
+    read_questions,
+    repeated,
+)
+from serving.sampling import Sampling
 
 NANO = Path(__file__).resolve().parents[1] / "nano"
 DEFAULT_MAX_NEW_TOKENS = 8192
@@ -51,21 +68,24 @@ class Limits:
 def main() -> int:
     """Answer what is not answered; returns 1 where a question failed, else 0."""
     arguments = _parse_arguments()
-    questions = read_questions(arguments.questions)
     use_vllm = _uses_vllm(arguments.engine)
     limits = _limits(arguments, use_vllm)
-    remaining = _unanswered(arguments.answers, questions, limits)
+    sampling = _sampling(arguments, limits)
+    questions = repeated(read_questions(arguments.questions), sampling.answers)
+    remaining = _unanswered(arguments.answers, questions, limits, sampling)
     if not remaining:
         print(f"All {len(questions)} questions are answered.", file=sys.stderr)
         return 0
     # An answer that cannot be written is not worth computing: fail before the model is loaded
     arguments.answers.open("a", encoding="utf-8").close()
     max_images = max(len(question["images"]) for question in questions)
-    engine = _load_engine(arguments, use_vllm, limits.max_new_tokens, max(1, max_images))
+    engine = _load_engine(arguments, use_vllm, sampling, max(1, max_images))
+    recorded = {**dataclasses.asdict(limits), "sampling": sampling.recorded}
     try:
-        failed = _write_answers(arguments.answers, engine, remaining, len(questions), limits)
+        failed = _write_answers(arguments.answers, engine, remaining, len(questions), recorded)
     finally:
-        read_answers(arguments.answers, questions)  # leaves one line for each question
+        # Leaves one line for each question and number.
+        read_answers(arguments.answers, questions, sampling.recorded)
     if failed:
         print(
             f"{failed} of {len(remaining)} questions failed; their lines say why.", file=sys.stderr
@@ -87,6 +107,14 @@ def _parse_arguments() -> argparse.Namespace:
         type=int,
         help=f"default: {DEFAULT_MAX_NEW_TOKENS}, at most half of the model's context",
     )
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy, the default")
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--thinking-budget", type=int, help="tokens after which thinking is closed")
+    parser.add_argument(
+        "--answers", dest="answers_each", type=int, default=1, help="to each question"
+    )
+    parser.add_argument("--seed", type=int, help="of the answers, where a temperature is set")
     parser.add_argument("--batch-size", type=int, default=8, help="questions, on transformers")
     parser.add_argument("--tensor-parallel", type=int, default=1, help="GPUs, on vLLM")
     parser.add_argument(
@@ -110,43 +138,55 @@ def _limits(arguments: argparse.Namespace, use_vllm: bool) -> Limits:
     return Limits(max_new_tokens, context_limit(config, vllm_options))
 
 
-def _unanswered(path: Path, questions: list[Question], limits: Limits) -> list[Question]:
+def _sampling(arguments: argparse.Namespace, limits: Limits) -> Sampling:
+    return Sampling(
+        max_new_tokens=limits.max_new_tokens,
+        temperature=arguments.temperature,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        thinking_budget=arguments.thinking_budget,
+        answers=arguments.answers_each,
+        seed=arguments.seed,
+    )
+
+
+def _unanswered(
+    path: Path, questions: list[Question], limits: Limits, sampling: Sampling
+) -> list[Question]:
     """The questions that are to be asked, given a file of earlier answers."""
-    earlier = read_answers(path, questions)
+    earlier = read_answers(path, questions, sampling.recorded)
     done = set()
-    for question_id, entry in earlier.items():
+    for key, entry in earlier.items():
         if is_done(entry, limits.max_new_tokens, limits.context):
-            done.add(question_id)
-    return [question for question in questions if question["id"] not in done]
+            done.add(key)
+    return [question for question in questions if key_of(question) not in done]
 
 
 def _load_engine(
-    arguments: argparse.Namespace, use_vllm: bool, max_new_tokens: int, max_images: int
+    arguments: argparse.Namespace, use_vllm: bool, sampling: Sampling, max_images: int
 ) -> Any:
     """The engine, with its model loaded.
 
     Args:
         arguments: of the command line.
         use_vllm: rather than transformers.
-        max_new_tokens: tokens that an answer may have.
+        sampling: how answers are drawn.
         max_images: the most images of a question.
     """
     if use_vllm:
         return VllmEngine(
             arguments.model,
             arguments.dtype,
-            max_new_tokens,
+            sampling,
             arguments.tensor_parallel,
             max_images,
             arguments.vllm_options,
         )
-    return TransformersEngine(
-        arguments.model, arguments.dtype, arguments.batch_size, max_new_tokens
-    )
+    return TransformersEngine(arguments.model, arguments.dtype, arguments.batch_size, sampling)
 
 
 def _write_answers(
-    path: Path, engine: Any, remaining: list[Question], total: int, limits: Limits
+    path: Path, engine: Any, remaining: list[Question], total: int, recorded: dict[str, Any]
 ) -> int:
     """Append an answer or an error for each remaining question, as they come.
 
@@ -155,19 +195,19 @@ def _write_answers(
         engine: which answers.
         remaining: the questions to ask.
         total: number of all questions, for the progress bar.
-        limits: are written into each answer.
+        recorded: limits and settings, which are written into each answer.
 
     Returns:
         How many questions failed.
     """
     failed = 0
-    progress = tqdm(total=total, initial=total - len(remaining), unit="question")
+    progress = tqdm(total=total, initial=total - len(remaining), unit="answer")
     with path.open("a", encoding="utf-8") as output, progress:
         for entry in engine.answers(remaining):
             if "error" in entry:
                 failed += 1
             else:
-                entry.update(dataclasses.asdict(limits))
+                entry.update(recorded)
             output.write(json_line(entry))
             output.flush()
             progress.update()

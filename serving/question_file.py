@@ -8,31 +8,38 @@ A line in:
 All keys but `question` may be missing. Paths are relative to the file. Without an id, the number of
 the line is its id.
 
-A line out has "id" and "question", and either "error", or "thinking", "answer", "text", "tokens",
-"finish_reason" ("stop", or "length" where a limit cut the answer) and the two limits
-"max_new_tokens" and "context".
+A line out has "id", "question" and "number" (which of the answers to the question it is, from 0),
+and either "error", or "thinking", "answer", "text", "tokens", "finish_reason" ("stop", or "length"
+where a limit cut the answer), the two limits "max_new_tokens" and "context", and "sampling", the
+settings that the answer was drawn with.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import durable
 from remote_code import conversation
+from serving.sampling import GREEDY
 
 KNOWN_KEYS = {"id", "question", "images", "system", "history"}
 
 Entry = dict[str, Any]  # a line of the answers
+Key = tuple[str, int]  # id of a question, and which of its answers
 Line = TypeVar("Line", str, bytes)
 
 
 class Question(TypedDict):
-    """A line of the questions, complete and checked; its images are absolute paths."""
+    """A line of the questions, complete and checked; its images are absolute paths.
+
+    `number` says which of the answers to the question is asked for, from 0.
+    """
 
     id: str
+    number: int
     question: str
     images: list[str]
     system: str | None
@@ -67,6 +74,11 @@ def read_questions(path: str | Path) -> list[Question]:
     return questions
 
 
+def repeated(questions: Sequence[Question], answers: int) -> list[Question]:
+    """Each question as often as it is to be answered, numbered from 0."""
+    return [{**question, "number": number} for question in questions for number in range(answers)]
+
+
 def _numbered_lines(lines: Iterable[Line]) -> list[tuple[int, Line]]:
     """Those lines of a file that are not blank, with their numbers from 1.
 
@@ -90,6 +102,7 @@ def _question_of_line(line: str, number: int, where: str) -> Question:
         )
     return {
         "id": str(entry.get("id", number)),
+        "number": 0,
         "question": entry["question"],
         "images": _image_list(entry.get("images"), where),
         "history": _checked_history(entry.get("history"), where),
@@ -153,6 +166,7 @@ def answer_entry(
     thinking, answer = conversation.split_thinking(text, thinking_opened)
     return {
         "id": question["id"],
+        "number": question["number"],
         "question": question["question"],
         "thinking": thinking,
         "answer": answer,
@@ -164,7 +178,17 @@ def answer_entry(
 
 def error_entry(question: Question, error: Exception | str) -> Entry:
     """A line of the answers for a question that could not be answered."""
-    return {"id": question["id"], "question": question["question"], "error": str(error)}
+    return {
+        "id": question["id"],
+        "number": question["number"],
+        "question": question["question"],
+        "error": str(error),
+    }
+
+
+def key_of(entry: Mapping[str, Any]) -> Key:
+    """What tells a question or a line of the answers from others; lines of old have no number."""
+    return entry["id"], entry.get("number", 0)
 
 
 def json_line(entry: Entry) -> str:
@@ -191,36 +215,42 @@ def is_done(entry: Entry, max_new_tokens: int, context: int | None) -> bool:
     return was_cut_by_context and earlier_context >= (context or 0)
 
 
-def read_answers(path: str | Path, questions: Sequence[Question]) -> dict[str, Entry]:
-    """What earlier runs have written, by id; an empty dict where there is no file.
+def read_answers(
+    path: str | Path, questions: Sequence[Question], sampling: Mapping[str, Any] = GREEDY
+) -> dict[Key, Entry]:
+    """What earlier runs have written, by id and number; an empty dict where there is no file.
 
-    Of each question it is the last answer, or the last error where there is no answer. The file is
-    rewritten with these lines only: half a line at its end goes, and so do errors and cut answers
-    that an answer has replaced.
+    Of each question and number it is the last answer, or the last error where there is no answer.
+    The file is rewritten with these lines only: half a line at its end goes, and so do errors and
+    cut answers that an answer has replaced.
+
+    Args:
+        sampling: the settings of this run (`Sampling.recorded`).
 
     Raises:
-        LineError: a line that is no answer, or the answer to another question; the file stays as it
-            is.
+        LineError: a line that is no answer, the answer to another question, or one that was drawn
+            with other settings; the file stays as it is.
     """
     path = Path(path)
     if not path.exists():
         return {}
     asked = {question["id"]: question["question"] for question in questions}
-    entries: dict[str, Entry] = {}
-    for entry in _read_entries(path, asked):
-        earlier = entries.get(entry["id"])
+    entries: dict[Key, Entry] = {}
+    for entry in _read_entries(path, asked, sampling):
+        earlier = entries.get(key_of(entry))
         if "error" not in entry or earlier is None or "error" in earlier:
-            entries[entry["id"]] = entry
+            entries[key_of(entry)] = entry
     durable.write_text(path, "".join(json_line(entry) for entry in entries.values()))
     return entries
 
 
-def _read_entries(path: Path, asked: dict[str, str]) -> list[Entry]:
+def _read_entries(path: Path, asked: dict[str, str], sampling: Mapping[str, Any]) -> list[Entry]:
     """The entries of a file of answers, checked; half a line at its end is left out.
 
     Args:
         path: of the file.
         asked: text of each question, by id.
+        sampling: the settings of this run.
     """
     entries = []
     for number, line in _numbered_lines(durable.whole_lines(path)):
@@ -230,6 +260,12 @@ def _read_entries(path: Path, asked: dict[str, str]) -> list[Entry]:
         except ValueError as error:  # no JSON, or no UTF-8
             raise LineError(f"{where}: not JSON ({error}); is this a file of answers?") from error
         _check_entry(entry, asked, where)
+        drawn_with = entry.get("sampling", GREEDY)
+        if "error" not in entry and drawn_with != sampling:
+            raise LineError(
+                f"{where}: was drawn with {drawn_with}, and now the settings are {dict(sampling)}. "
+                "Give the settings of the first run, or write to another file."
+            )
         entries.append(entry)
     return entries
 

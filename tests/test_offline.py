@@ -1,6 +1,7 @@
 """The JSONL path on transformers: its answers, its errors, and going on after an interruption."""
 
 import json
+import re
 import types
 import weakref
 
@@ -10,6 +11,7 @@ from transformers import AutoTokenizer
 
 from remote_code import conversation
 from serving import engines, offline, question_file
+from serving.sampling import Sampling
 from tests import checkpoints, greedy
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
@@ -18,7 +20,7 @@ IMAGES = checkpoints.ROOT / "examples" / "images"
 @pytest.fixture(scope="module")
 def engine():
     return engines.TransformersEngine(
-        str(checkpoints.NANO), "float32", batch_size=2, max_new_tokens=96
+        str(checkpoints.NANO), "float32", batch_size=2, sampling=Sampling(96)
     )
 
 
@@ -131,7 +133,11 @@ def test_cut_answers_stay_until_there_are_others(monkeypatch, tmp_path, engine):
 
     for entries in (
         (),
-        [question_file.error_entry({"id": "1", "question": cut["question"]}, "refused")],
+        [
+            question_file.error_entry(
+                {"id": "1", "number": 0, "question": cut["question"]}, "refused"
+            )
+        ],
     ):
         with pytest.raises(MemoryError):
             run(monkeypatch, Failing(entries), questions, answers)
@@ -291,14 +297,16 @@ def test_one_bad_question_costs_no_other_on_vllm(monkeypatch):
     engine.tokenizer = None
     engine.template = conversation.get_conv_template("skywork-r1v")
     engine.refusals = (ValueError, Refusal)
-    engine.sampling = None
+    engine.sampling = Sampling(96)
+    engine.parameters = {}
+    engine.make_parameters = dict
     engine.opening = {}
     monkeypatch.setattr(
         engines, "prompt_ids_for_vllm", lambda tokenizer, template, question: [question["question"]]
     )
     questions = [
-        {"id": str(number), "question": question, "images": images}
-        for number, (question, images) in enumerate(
+        {"id": str(index), "number": 0, "question": question, "images": images}
+        for index, (question, images) in enumerate(
             [("a", []), ("long", []), ("b", [__file__]), ("c", [])]
         )
     ]
@@ -347,7 +355,8 @@ def test_what_a_gpu_cannot_hold_at_once_is_asked_one_by_one(monkeypatch, engine)
     monkeypatch.setattr(engine.model, "batch_chat", as_on_a_small_gpu)
     asked = ["What is 1 + 1?", "Too large?"]
     questions = [
-        {"id": q, "question": q, "images": [], "history": [], "system": None} for q in asked
+        {"id": q, "number": 0, "question": q, "images": [], "history": [], "system": None}
+        for q in asked
     ]
     entries = {entry["id"]: entry for entry in engine.answers(questions)}
     assert entries[asked[0]]["text"] and "out of memory" in entries[asked[1]]["error"]
@@ -362,11 +371,84 @@ def test_lines_end_at_newlines_alone(tmp_path):
         encoding="utf-8",
     )
     assert (
-        set(question_file.read_answers(path, [])) == {"1"}
+        set(question_file.read_answers(path, [])) == {("1", 0)}
         and json.loads(path.read_text(encoding="utf-8"))["text"] == text
     )
     path.write_text(json.dumps({"question": text}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert question_file.read_questions(path)[0]["question"] == text
+
+
+SAMPLED = Sampling(
+    96, temperature=1.5, top_p=0.95, repetition_penalty=1.05, thinking_budget=8, answers=3, seed=7
+)
+SAMPLED_FLAGS = [
+    "--temperature=1.5",
+    "--top-p=0.95",
+    "--repetition-penalty=1.05",
+    "--thinking-budget=8",
+    "--answers=3",
+    "--seed=7",
+]
+
+
+@pytest.fixture(scope="module")
+def sampling_engine():
+    return engines.TransformersEngine(
+        str(checkpoints.NANO), "float32", batch_size=1, sampling=SAMPLED
+    )
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_several_answers_to_a_question(monkeypatch, tmp_path, sampling_engine):
+    """Each is a line of its own with what it was drawn with; a lost one is drawn the same again."""
+    questions = write(
+        tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}, {"question": "Draw."}]
+    )
+    answers = tmp_path / "answers.jsonl"
+    assert run(monkeypatch, sampling_engine, questions, answers, *SAMPLED_FLAGS) == 0
+    found = {(entry["id"], entry["number"]): entry for entry in read_lines(answers)}
+    assert sorted(found) == [(name, number) for name in "12" for number in range(3)]
+    assert all(entry["sampling"] == SAMPLED.recorded for entry in found.values())
+    assert len({entry["text"] for entry in found.values()}) >= 4
+    for entry in found.values():
+        thinking = sampling_engine.tokenizer(entry["thinking"], add_special_tokens=False)
+        assert len(thinking["input_ids"]) <= 8
+    kept = [entry for key, entry in found.items() if key not in (("1", 1), ("2", 2))]
+    write(answers, kept)
+    assert run(monkeypatch, sampling_engine, questions, answers, *SAMPLED_FLAGS) == 0
+    again = {(entry["id"], entry["number"]): entry for entry in read_lines(answers)}
+    assert again == found
+
+
+def test_answers_of_other_settings_are_not_mixed(monkeypatch, tmp_path, engine):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "What is 12 + 34?"}])
+    answers = write(
+        tmp_path / "answers.jsonl",
+        [{"id": "1", "question": "What is 12 + 34?", "text": "drawn greedily"}],
+    )
+    before = answers.read_text()
+    with pytest.raises(question_file.LineError, match=r"line 1: was drawn with .*'temperature': 0"):
+        run(monkeypatch, engine, questions, answers, "--temperature", "0.6")
+    assert answers.read_text() == before
+
+
+@pytest.mark.parametrize("flags, reason", [
+    ("--answers 5", "--answers 5 at temperature 0 would all be the same"),
+    ("--temperature -1", "--temperature -1.0: expected at least 0"),
+    ("--top-p 0", "--top-p 0.0: expected more than 0"),
+    ("--repetition-penalty 0", "--repetition-penalty 0.0: expected more than 0"),
+    ("--temperature 1 --answers 0", "--answers 0: expected at least 1"),
+    ("--max-new-tokens -3", "--max-new-tokens -3: expected at least 1"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused_before_the_model_loads(
+    monkeypatch, tmp_path, flags, reason
+):
+    questions = write(tmp_path / "questions.jsonl", [{"question": "x"}])
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        run(monkeypatch, None, questions, tmp_path / "answers.jsonl", *flags.split())
 
 
 def test_null_is_nothing(tmp_path):
@@ -385,6 +467,6 @@ def test_null_is_nothing(tmp_path):
     (False, "", "Three."),  # an instruct model's
 ])  # fmt: skip
 def test_a_text_without_an_end_of_thinking(thinks, thinking, answer):
-    question = {"id": "1", "question": "How many?"}
+    question = {"id": "1", "number": 0, "question": "How many?"}
     entry = question_file.answer_entry(question, "Three.", 2, "stop", thinks)
     assert (entry["thinking"], entry["answer"]) == (thinking, answer)

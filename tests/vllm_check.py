@@ -354,3 +354,26 @@ def test_offline_engine_equals_transformers(tmp_path, ask):
         assert sorted(entry["id"] for entry in records) == sorted(expected)
         for entry in records:
             assert_same_answer(entry["thinking"], entry["answer"], expected[entry["id"]])
+
+
+def test_offline_engine_draws_several_answers(tmp_path):
+    """With a seed the second of three answers is the same alone, and no thinking is longer."""
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "What is 12 + 34?"}) + "\n")
+    answers = tmp_path / "answers.jsonl"
+    command = [sys.executable, "-m", "serving.offline", str(questions), str(answers)]
+    command += ["--model", str(MODEL), "--engine", "vllm", "--dtype", "float32"]
+    command += ["--temperature", "1.5", "--answers", "3", "--seed", "7", "--thinking-budget", "8"]
+    command += ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}']
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    drawn = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [entry["number"] for entry in drawn] == [0, 1, 2]
+    assert len({entry["text"] for entry in drawn}) > 1
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, trust_remote_code=True)
+    for entry in drawn:
+        assert len(tokenizer(entry["thinking"], add_special_tokens=False)["input_ids"]) <= 8
+    answers.write_text("".join(json.dumps(entry) + "\n" for entry in drawn if entry["number"] != 1))
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    again = {entry["number"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
+    assert again[1]["text"] == drawn[1]["text"]
