@@ -40,7 +40,7 @@ OPTIONS = {"max_new_tokens": 160, "do_sample": False}
 STREAM = 0x5EED  # keeps these pictures apart from those of training, whatever the seed
 # The stream of each family's pictures. A new family gets the next number: those that are given
 # stand for the pictures of every score that has been published.
-FAMILY_STREAMS = {"calculation": 0, "charts": 1, "counting": 2, "two images": 3, "colours": 4}
+FAMILY_STREAMS = {"calculation": 0, "charts": 1, "counting": 2, "two images": 3}
 PARTS = ("vision_model", "mlp1", "language_model")
 
 Ask = Callable[[list[samples.Sample]], list[str]]  # the answers to a batch

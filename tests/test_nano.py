@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from answers.extraction import last_box
 from evaluation import nano as evaluation
-from remote_code import conversation, modeling_intern_vit
+from remote_code import conversation
 from tasks import charts, draw, samples
 from tasks.drawing import LABELS, Mark, font_paths, label_cells
 from tests import checkpoints
@@ -70,7 +71,7 @@ def test_the_shipped_examples(nano_model, nano_tokenizer, names, question, answe
         nano_tokenizer, paths, question, {"max_new_tokens": 160, "do_sample": False}
     )
     thinking, final = split_thinking(said)
-    assert thinking and evaluation.boxed(final) == answer
+    assert thinking and last_box(final) == answer
 
 
 def test_it_calculates_without_a_picture(nano_model, nano_tokenizer):
@@ -78,7 +79,7 @@ def test_it_calculates_without_a_picture(nano_model, nano_tokenizer):
     said = nano_model.batch_chat(
         nano_tokenizer, None, questions, {"max_new_tokens": 160, "do_sample": False}
     )
-    assert [evaluation.boxed(answer) for answer in said] == ["46", "56", "-35"]
+    assert [last_box(answer) for answer in said] == ["46", "56", "-35"]
 
 
 def test_every_calculation_is_solved_right_digit_by_digit():
@@ -154,16 +155,6 @@ def test_training_tiles_are_the_image_processors(nano_processor):
         assert len(tiles) == len(covering) == len(centred) == len(words)
 
 
-@pytest.mark.parametrize("text, value", [
-    ("</think>\n\nAnswer: \\boxed{42}", "42"),
-    ("\\boxed{1} then \\boxed{ -2 }", "-2"),
-    ("42", None),
-    ("", None),
-])  # fmt: skip
-def test_boxed(text, value):
-    assert evaluation.boxed(text) == value
-
-
 def test_wilson_interval():
     """The worked example of 8 of 10 in Wilson's own formula: 0.490 to 0.943."""
     low, high = evaluation.wilson(8, 10)
@@ -220,6 +211,12 @@ def test_pairs_compare_their_pictures(seed):
     assert sample.answer == (
         "equal" if first == second else "first" if first > second else "second"
     )
+
+
+def test_a_new_family_moves_no_pictures():
+    """Families have generator streams of their own: of old, the places of their sorted names."""
+    assert list(evaluation.FAMILY_STREAMS) == sorted(samples.FAMILIES)
+    assert list(evaluation.FAMILY_STREAMS.values()) == [0, 1, 2, 3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -300,19 +297,7 @@ def test_wrong_answers_are_wrong():
 
 
 @pytest.fixture(scope="module")
-def fast_muon():
-    """Muon in float32 on a CPU without bf16 units.
-
-    torch's Muon always multiplies in bf16, which there takes 40 seconds a step.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if not modeling_intern_vit.CPU_HAS_BF16_UNITS:
-            patch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
-        yield
-
-
-@pytest.fixture(scope="module")
-def smoke_run(tmp_path_factory, fast_muon):
+def smoke_run(tmp_path_factory):
     """Every stage of the nano replica, a few steps each."""
     run = pipeline.Pipeline(
         tmp_path_factory.mktemp("nano"),
@@ -393,7 +378,7 @@ def test_the_judge_chose_half_of_the_pool(smoke_run):
     assert {row["id"] for row in selected} < {json.loads(line)["id"] for line in pool}
 
 
-def test_an_encoder_goes_on_where_it_stopped(tmp_path, fast_muon):
+def test_an_encoder_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(FileNotFoundError, match="no encoder with its heads"):
         encoder.score(tmp_path, 3)
     encoder.train(tmp_path, steps=2, seed=0, batch_size=8, compile_encoder=False)

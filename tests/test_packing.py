@@ -106,14 +106,20 @@ def test_a_sample_does_not_see_the_one_before(parts, encoded):  # noqa: F811
 
 def test_a_packed_training_is_an_unpacked_one(samples, tmp_path):  # noqa: F811
     """All samples in a few rows of one batch, against one batch of them all: the same losses."""
-    settings = {"max_length": 2000, "train_sampling_strategy": "random"}
-    packed = arguments(samples, tmp_path / "packed", **settings, pack_samples="true")
+    count = 10
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(samples.read_text().splitlines(keepends=True)[:count]))
+    settings = {
+        "max_length": 2000,
+        "train_sampling_strategy": "random",
+        "image_root": samples.parent,
+    }
+    packed = arguments(few, tmp_path / "packed", **settings, pack_samples="true")
     trainer = sft.make_trainer(*sft.parse(packed))
     assert 1 < len(trainer.train_dataset) <= 4
     sft.train(*sft.parse(packed))
-    count = len(samples.read_text().splitlines())
     unpacked = arguments(
-        samples, tmp_path / "unpacked", **settings, global_batch_size=count,
+        few, tmp_path / "unpacked", **settings, global_batch_size=count,
         per_device_train_batch_size=count,
     )  # fmt: skip
     sft.train(*sft.parse(unpacked))

@@ -227,6 +227,8 @@ def sharded_config(kind, folder, mixed_precision):
     return path
 
 
+# Two processes with replicas are in the default suite; two minutes of sharded ones are not.
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
     """The same losses and weights, also when resumed, on two CPUs: see tests/sharded_on_cpu.py.

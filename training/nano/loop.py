@@ -6,13 +6,16 @@ the steps of AdamW; the stages of the report are on TRL (`training.sft`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from remote_code import modeling_intern_vit
@@ -72,15 +75,39 @@ def optimizers_for(
     return [adamw, muon]
 
 
+class KeepFloat32(TorchFunctionMode):
+    """Within this context `Tensor.bfloat16()` copies a tensor and keeps its dtype.
+
+    torch's Muon multiplies in bf16 whatever the CPU. Without bf16 units a step of the encoder then
+    takes 17 seconds instead of 3.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call a function of torch, or copy the tensor where it asks for bf16."""
+        if func is torch.Tensor.bfloat16:
+            return args[0].clone()
+        return func(*args, **(kwargs or {}))
+
+
 def step(
     optimizers: Iterable[torch.optim.Optimizer], parameters: list[nn.Parameter], lr: float
 ) -> None:
     """Clip the gradients, take a step of every optimizer at this learning rate, and zero them."""
     nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+    fast_products: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if FAST_DTYPE is torch.float32:
+        fast_products = KeepFloat32()
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        with fast_products:
+            optimizer.step()
         optimizer.zero_grad()
 
 
