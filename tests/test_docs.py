@@ -65,6 +65,11 @@ def test_the_readme_runs(monkeypatch, capsys):
     assert "\\boxed" in capsys.readouterr().out  # the answers about one image and about two
 
 
+def test_the_page_of_evaluation_runs(monkeypatch, capsys):
+    run_blocks("docs/evaluate.md", monkeypatch)
+    assert capsys.readouterr().out == "True the same number\n"
+
+
 def test_the_page_of_users_runs(monkeypatch, capsys):
     namespace = run_blocks("docs/use.md", monkeypatch)
     assert len(namespace["answers"]) == 2
@@ -80,7 +85,7 @@ def test_the_page_of_training_runs(monkeypatch):
 
 def test_no_other_page_has_python_that_is_not_run():
     with_blocks = {page for page, text in TEXTS.items() if "```python" in text}
-    assert with_blocks == {"README.md", "docs/use.md", "docs/train.md"}
+    assert with_blocks == {"README.md", "docs/use.md", "docs/train.md", "docs/evaluate.md"}
 
 
 # -- commands --------------------------------------------------------------------------------------

@@ -106,11 +106,11 @@ def test_a_sample_does_not_see_the_one_before(parts, encoded):  # noqa: F811
 
 def test_a_packed_training_is_an_unpacked_one(samples, tmp_path):  # noqa: F811
     """All samples in a few rows of one batch, against one batch of them all: the same losses."""
-    count = 10
+    count = 14
     few = tmp_path / "few.jsonl"
     few.write_text("".join(samples.read_text().splitlines(keepends=True)[:count]))
     settings = {
-        "max_length": 2000,
+        "max_length": 1000,
         "train_sampling_strategy": "random",
         "image_root": samples.parent,
     }
