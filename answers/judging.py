@@ -64,7 +64,7 @@ class Question:
     def letter(self) -> str | None:
         """The letter of the right option."""
         letter = self.gold.strip().strip("().").upper()
-        if letter and letter in choices.letters_of(self.options):
+        if len(letter) == 1 and letter in choices.letters_of(self.options):
             return letter
         return choices.letter_of_text(self.gold, self.options)
 

@@ -47,6 +47,7 @@ def test_the_table_is_harder_than_a_regular_expression():
     ({"kind": "text", "gold": " "}, "gold is empty"),
     ({"kind": "number", "gold": "many"}, "expected a number"),
     ({"kind": "choice", "gold": "E", "options": ("yes", "no")}, "expected one of AB"),
+    ({"kind": "choice", "gold": "AB"}, "expected one of ABCDEFGHIJ"),
     ({"kind": "choice", "gold": "yes", "options": ("yes", "yes")}, "exactly one of the options"),
 ])  # fmt: skip
 def test_questions_that_nothing_could_answer(arguments, message):
