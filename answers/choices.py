@@ -33,6 +33,10 @@ class Choice(NamedTuple):
     reason: str
 
 
+NO_OPTION = Choice(None, "names no option")
+SEVERAL_OPTIONS = Choice(None, "names several options")
+
+
 def letters_of(options: Sequence[str]) -> str:
     """The letters of a question's options, or of ten where they are unknown."""
     return string.ascii_uppercase[: len(options) or NUM_LETTERS]
@@ -52,21 +56,18 @@ def choose(found: extraction.Found, options: Sequence[str] = ()) -> Choice:
     quoted = letter_of_text(answer, options)
     if quoted is not None:
         return Choice(quoted, "quotes the text of the option")
-    leading = _leading_letter(answer, letters, options, found.box)
+    leading = _leading_letter(answer, letters, options)
     if leading is not None:
         return leading
     if found.box:
-        return _only_letter(answer, letters)
+        return _only_letter(answer, letters) or NO_OPTION
     # Without a box the last sentence that names any letter decides.
     for sentence in reversed(SENTENCE_END.split(found.answer)):
         sentence = extraction.plain(sentence)
-        leading = _leading_letter(sentence, letters, options, is_box=False)
-        if leading is not None:
-            return leading
-        choice = _only_letter(sentence, letters)
-        if choice.letter is not None or "several" in choice.reason:
+        choice = _leading_letter(sentence, letters, options) or _only_letter(sentence, letters)
+        if choice is not None:
             return choice
-    return Choice(None, "names no option")
+    return NO_OPTION
 
 
 def letter_of_text(answer: str, options: Sequence[str]) -> str | None:
@@ -82,9 +83,7 @@ def letter_of_text(answer: str, options: Sequence[str]) -> str | None:
     return same[0]
 
 
-def _leading_letter(
-    answer: str, letters: str, options: Sequence[str], is_box: bool
-) -> Choice | None:
+def _leading_letter(answer: str, letters: str, options: Sequence[str]) -> Choice | None:
     """The letter that an answer begins with, as "B" or "(B) 12 cm"; None where it does not."""
     match = LEADING_LETTER.match(answer)
     if match is None or match["letter"] not in letters:
@@ -104,23 +103,23 @@ def _leading_letter(
         if quoted == letter:
             return Choice(letter, "names the letter with its text")
     if others and set(others) != {letter}:
-        return Choice(None, "names several options")
+        return SEVERAL_OPTIONS
     return Choice(letter, "names the letter, and more")
 
 
-def _only_letter(sentence: str, letters: str) -> Choice:
-    """The only letter that a sentence names, without those that are words."""
+def _only_letter(sentence: str, letters: str) -> Choice | None:
+    """The only letter that a sentence names, without those that are words; None for no letter."""
     if LETTERS_IN_A_ROW.match(sentence) and set(sentence) <= set(letters):
-        return Choice(None, "names several options")
+        return SEVERAL_OPTIONS
     named = set()
     for match in STANDING_LETTER.finditer(sentence):
         if match[1] not in letters or _is_word(sentence, match):
             continue
         named.add(match[1])
     if len(named) > 1:
-        return Choice(None, "names several options")
+        return SEVERAL_OPTIONS
     if not named:
-        return Choice(None, "names no option")
+        return None
     return Choice(named.pop(), "names the letter")
 
 

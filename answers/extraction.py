@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-THINK_START = "<think>"
-THINK_END = "</think>"
+from remote_code import conversation
+
 BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 # What \boxed without braces takes: a command with its arguments, a number or a letter. Before a
 # word it is only mentioned.
@@ -49,10 +49,10 @@ def after_thinking(text: str, thinking_opened: bool = False) -> str | None:
     Returns:
         The text behind the last `</think>`; all of it where nobody thought.
     """
-    _, mark, answer = text.rpartition(THINK_END)
+    _, mark, answer = text.rpartition(conversation.THINK_END)
     if not mark and thinking_opened:
         return None
-    if THINK_START in answer:
+    if conversation.THINK_START in answer:
         return None
     return answer.strip()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import TracebackType
 from typing import NamedTuple
 
 from answers import choices, extraction, mathematics, numbers
@@ -83,7 +82,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-class Judge:
+class Judge(mathematics.ClosedAtExit):
     """Judges answers, from any number of threads; a context, as `MathComparer` is.
 
     Args:
@@ -92,17 +91,6 @@ class Judge:
 
     def __init__(self, seconds: float = mathematics.SECONDS) -> None:
         self._comparer = mathematics.MathComparer(seconds)
-
-    def __enter__(self) -> Judge:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes that compare expressions."""
@@ -139,8 +127,7 @@ class Judge:
             return Verdict(True, answer, "the same expression")
         if is_words(gold) or is_words(said):
             return _judge_text(question, answer)
-        ours, theirs = numbers.read(gold), numbers.read(said)
-        if ours is not None and theirs is not None and _is_same_quantity(ours, theirs):
+        if _is_same_number(gold, said):
             return Verdict(True, answer, "the same number")
         if len(said) > MAX_EXPRESSION_LENGTH:
             return Verdict(False, answer, "is too long for an expression")
@@ -186,11 +173,15 @@ def is_words(text: str) -> bool:
     return letters.isalpha() and len(letters) > 2 and numbers.number_of_words(text) is None
 
 
-def _is_same_quantity(gold: numbers.Quantity, answer: numbers.Quantity) -> bool:
-    """Whether two numbers are equal; a unit may be left out, but not be another one."""
-    if gold.unit and answer.unit and gold.unit != answer.unit:
+def _is_same_number(gold: str, answer: str) -> bool:
+    """Whether two texts are the same number; a unit may be left out, but not be another one."""
+    ours = numbers.read(gold)
+    theirs = numbers.read(answer)
+    if ours is None or theirs is None:
         return False
-    return math.isclose(gold.value, answer.value, rel_tol=ROUNDING_ERROR, abs_tol=ROUNDING_ERROR)
+    if ours.unit and theirs.unit and ours.unit != theirs.unit:
+        return False
+    return math.isclose(ours.value, theirs.value, rel_tol=ROUNDING_ERROR, abs_tol=ROUNDING_ERROR)
 
 
 def _judge_choice(question: Question, found: extraction.Found) -> Verdict:
@@ -226,7 +217,6 @@ def _judge_text(question: Question, answer: str) -> Verdict:
     said = extraction.plain(answer)
     if normalize(said) == normalize(gold):
         return Verdict(True, answer, "the same text")
-    ours, theirs = numbers.read(gold), numbers.read(said)
-    if ours is not None and theirs is not None and _is_same_quantity(ours, theirs):
+    if _is_same_number(gold, said):
         return Verdict(True, answer, "the same number")
     return Verdict(False, answer, "another text")

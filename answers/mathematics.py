@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
+
+from typing_extensions import Self
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 10.0  # for one comparison
@@ -29,7 +30,21 @@ class Comparison(NamedTuple):
     reason: str
 
 
-class MathComparer:
+class ClosedAtExit:
+    """A context that calls `close` at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what is held."""
+        raise NotImplementedError
+
+
+class MathComparer(ClosedAtExit):
     """Compares expressions in processes of its own, one for each thread that asks at a time.
 
     Use it as a context, or call `close`.
@@ -42,17 +57,6 @@ class MathComparer:
         self.seconds = seconds
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._process_id = os.getpid()
-
-    def __enter__(self) -> MathComparer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the processes that wait for questions."""

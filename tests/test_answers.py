@@ -110,6 +110,10 @@ def test_a_judge_that_was_forked_starts_processes_of_its_own():
     ("\\boxed\\frac{1}{2}", "\\frac{1}{2}"),
     ("\\boxed 12.", "12"),
     ("\\boxed{a} \\boxed{b", "a"),
+    ("</think>\n\nAnswer: \\boxed{42}", "42"),
+    ("\\boxed{1} then \\boxed{ -2 }", "-2"),
+    ("42", None),
+    ("", None),
     ("\\boxed", None),
     ("boxed{a}", None),
 ])  # fmt: skip

@@ -35,7 +35,7 @@ class Reply(NamedTuple):
         Raises:
             ValueError: the sample has no final answer.
         """
-        right = extraction.find(self.expected, self._thinks)
+        right = self._right
         if right.answer is None:
             raise ValueError(f"the answer {self.expected[-60:]!r} of a sample: {right.reason}.")
         kind = "mathematics" if right.box else "text"
@@ -44,7 +44,12 @@ class Reply(NamedTuple):
     @property
     def right(self) -> str | None:
         """The final answer of the sample."""
-        return extraction.find(self.expected, self._thinks).answer
+        return self._right.answer
+
+    @property
+    def _right(self) -> extraction.Found:
+        """The final answer of the sample, and how it was found."""
+        return extraction.find(self.expected, self._thinks)
 
     @property
     def _thinks(self) -> bool:

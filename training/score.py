@@ -4,12 +4,11 @@
     python -m training.score --model nano --data test.jsonl --out runs/score
 
 The data have the form of those to train on (training/rows.py). Each last question is asked with
-greedy decoding; right is an answer that says the same
-as that of the data: in its box, or in words where the data's has none (answers/judging.py). Where
-the data's answer has no thinking, neither has the model's, unless `--think` is given. Prints
-the share of right answers with its interval of 95 %. Writes `answers.jsonl`, a line for each
-sample, and `wrong.html`, a page that needs no network, into `--out`, which is `score` beside the
-model's directory unless given.
+greedy decoding; right is an answer that says the same as that of the data: in its box, or in words
+where the data's has none (answers/judging.py). Where the data's answer has no thinking, neither has
+the model's, unless `--think` is given. Prints the share of right answers with its interval of 95 %.
+Writes `answers.jsonl`, a line for each sample, and `wrong.html`, a page that needs no network, into
+`--out`, which is `score` beside the model's directory unless given.
 """
 
 from __future__ import annotations
