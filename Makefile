@@ -10,6 +10,7 @@
 # make nano          a nano checkpoint from nothing in runs/nano, by every stage of the report's method (hours on two cores)
 # make nano-code     the copies of the code in nano/, after a change to the code
 # make nano-score    the scores of the nano checkpoint on fresh pictures
+# make eval          the same on 100 of each kind, with a page of all answers (MODEL= another of its kind)
 # make compat        every minor version of transformers, and the table in docs/compatibility.md
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +25,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 override QUESTION := $(value QUESTION)
 export MODEL IMAGE QUESTION
 
-.PHONY: chat dev test test-slow test-portable mixins clients compat lint format nano nano-code nano-score bench bench-gpu serving-test clean
+.PHONY: chat dev test test-slow test-portable mixins clients compat lint format nano nano-code nano-score eval bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -75,6 +76,10 @@ nano-code: $(VENV)/.dev
 
 nano-score: $(VENV)/.dev
 	$(BIN)/python -m evaluation.nano --model nano --count 500
+
+eval: $(VENV)/.dev
+	@rm -rf runs/evaluation/make
+	$(BIN)/python -m evaluation.nano --model "$$MODEL" --count 100 --out runs/evaluation/make
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

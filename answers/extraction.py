@@ -145,8 +145,9 @@ def find(text: str, thinking_opened: bool = False) -> Found:
     if box is not None:
         return Found(box, True, "in a box")
     statements = list(STATEMENT.finditer(EMPHASIS.sub("", answer)))
-    if statements and statements[-1]["said"].strip():
-        return Found(statements[-1]["said"].strip(), False, "after the word answer")
+    said = statements[-1]["said"].strip() if statements else ""
+    if said and BOX.search(said) is None:
+        return Found(said, False, "after the word answer")
     if BOX.search(answer) is not None:
         return Found(None, False, "its box is empty or never closed")
     return Found(answer, False, "the whole answer")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from answers.extraction import last_box
+from evaluation import families, local
 from evaluation import nano as evaluation
 from remote_code import conversation
 from tasks import charts, draw, samples
@@ -27,22 +28,23 @@ split_thinking = conversation.split_thinking
 
 
 @pytest.mark.parametrize("family", samples.FAMILIES)
-def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family):
+def test_it_answers_fresh_pictures(nano_model, nano_tokenizer, family, tmp_path):
     """It has at least 32 of 40 right; `make nano-score` is the measurement (500 samples).
 
     At a true share of 90 %, fewer than 32 right happen one time in 50.
     """
-    sample_set = evaluation.SampleSet(family, count=40, seed=77, batch_size=20)
-    right, wrong = evaluation.score(nano_model, nano_tokenizer, sample_set)
-    assert right >= 32, wrong[:5]
+    drawn = families.FamilySet(40, 77, [family])
+    results = evaluation.score(nano_model, nano_tokenizer, drawn, tmp_path, batch_size=20)
+    assert results.is_complete
+    assert evaluation.shares(results)[family]["right"] >= 32
 
 
-def test_it_answers_pictures_in_words(nano_tokenizer):
+def test_it_answers_pictures_in_words(nano_tokenizer, tmp_path):
     """The language model within the checkpoint still has its own skill."""
-    model, _ = evaluation.load(checkpoints.NANO, "float32", text=True)
-    sample_set = evaluation.SampleSet("two images", count=20, seed=77, batch_size=20)
-    right, wrong = evaluation.score_text(model, nano_tokenizer, sample_set)
-    assert right >= 14, wrong[:5]
+    model, _ = local.load(str(checkpoints.NANO), "float32", in_words=True)
+    drawn = families.FamilySet(20, 77, ["two images"], in_words=True)
+    results = evaluation.score(model, nano_tokenizer, drawn, tmp_path, batch_size=20)
+    assert evaluation.shares(results)["two images"]["right"] >= 14
 
 
 MISREAD = pytest.mark.xfail(
@@ -155,12 +157,6 @@ def test_training_tiles_are_the_image_processors(nano_processor):
         assert len(tiles) == len(covering) == len(centred) == len(words)
 
 
-def test_wilson_interval():
-    """The worked example of 8 of 10 in Wilson's own formula: 0.490 to 0.943."""
-    low, high = evaluation.wilson(8, 10)
-    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
-
-
 def test_the_example_pictures_exist():
     for name in ("image1.jpg", "image2.jpg"):
         assert Image.open(checkpoints.ROOT / "examples" / name).size[0] >= 100
@@ -215,8 +211,8 @@ def test_pairs_compare_their_pictures(seed):
 
 def test_a_new_family_moves_no_pictures():
     """Families have generator streams of their own: of old, the places of their sorted names."""
-    assert list(evaluation.FAMILY_STREAMS) == sorted(samples.FAMILIES)
-    assert list(evaluation.FAMILY_STREAMS.values()) == [0, 1, 2, 3]
+    assert list(families.FAMILY_STREAMS) == sorted(samples.FAMILIES)
+    assert list(families.FAMILY_STREAMS.values()) == [0, 1, 2, 3]
 
 
 @settings(max_examples=60, deadline=None)
@@ -306,7 +302,7 @@ def smoke_run(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         # Models of a few steps end no answer by themselves
-        patch.setitem(evaluation.OPTIONS, "max_new_tokens", 8)
+        patch.setitem(local.OPTIONS, "max_new_tokens", 8)
         run.all()
     return run
 

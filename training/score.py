@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import durable
 from answers.judging import Judge, Verdict
-from evaluation.nano import wilson
+from evaluation.statistics import wilson
 from preprocessor.image_loading import open_image
 from training.asking import Reply, ask
 from training.command_line import argument_parser, exit_code
