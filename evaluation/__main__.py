@@ -29,6 +29,7 @@ from evaluation.judging import STRATEGIES, THINKING, JudgeModel, Judging
 from evaluation.results import Results, read_answers
 from evaluation.run import ITEMS, answer_and_judge, folder_of_run, prepared_items
 from serving.client import Client
+from serving.interrupt import exit_at_interrupt
 from serving.reply_cache import ReplyCache
 from serving.sampling import Sampling
 
@@ -48,9 +49,11 @@ def main() -> int:
             return 0
         client.check()
         results = []
-        with Judging(
-            arguments.strategy, arguments.thinking, _judge_model(arguments, judge_client)
-        ) as judging:
+        judge_model = _judge_model(arguments, judge_client)
+        with (
+            exit_at_interrupt(),
+            Judging(arguments.strategy, arguments.thinking, judge_model) as judging,
+        ):
             for name, questions in items.items():
                 model = EndpointModel(client, sampling, arguments.out / name, questions, judging)
                 results.append(answer_and_judge(name, model, sampling.answers, client.capacity))

@@ -83,9 +83,10 @@ class Item:
             if not 1 <= number <= len(self.images):
                 continue  # a text that only looks like a mark
             if text[position : mark.start()].strip():
-                yield text[position : mark.start()].strip()
+                yield text[position : mark.start()].lstrip()
             yield Path(self.images[number - 1])
             position = mark.end()
+        # The chat template writes a newline behind each image.
         if text[position:].strip():
             yield text[position:].strip()
 

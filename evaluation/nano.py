@@ -83,7 +83,7 @@ def score(
 def weights_of(config: transformers.PretrainedConfig) -> dict[str, Any]:
     """What tells the weights of a model from others under the same path: commit, or files."""
     files = {}
-    for file in sorted(Path(config.name_or_path).glob("*.safetensors")):
+    for file in sorted(Path(config.name_or_path or "").glob("*.safetensors")):
         facts = file.stat()
         files[file.name] = [facts.st_size, facts.st_mtime_ns]
     return {"commit": getattr(config, "_commit_hash", None), "files": files}

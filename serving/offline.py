@@ -14,10 +14,15 @@ Answers are greedy, unless a temperature is set. Then there can be several to a 
     python -m serving.offline questions.jsonl answers.jsonl --temperature 0.6 --top-p 0.95 \\
         --repetition-penalty 1.05 --answers 5 --seed 0
 
-It runs on vLLM where that is installed (continuous batching); otherwise on transformers, in batches
-of questions that are as long as each other. Run again after an interruption it answers what is
-missing. Questions that failed are asked again, and so are those whose answers were cut where there
-is more room now.
+A server, or several, can answer as well, any that is OpenAI-compatible:
+
+    python -m serving.offline questions.jsonl answers.jsonl --model Skywork-R1V-38B \\
+        --api-url http://10.0.0.1:8000/v1 http://10.0.0.2:8000/v1
+
+Otherwise it runs on vLLM where that is installed (continuous batching), or on transformers, in
+batches of questions that are as long as each other. Run again after an interruption it answers what
+is missing. Questions that failed are asked again, and so are those whose answers were cut where
+there is more room now.
 
 With a seed an answer is the same in every run on vLLM. On transformers the answers of a batch share
 a generator: there it is so with `--batch-size 1`.
@@ -26,6 +31,7 @@ a generator: there it is so with `--batch-size 1`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -37,6 +43,7 @@ from tqdm import tqdm
 from transformers import AutoConfig
 
 from serving.engines import TransformersEngine, VllmEngine, context_limit
+from serving.interrupt import exit_at_interrupt
 from serving.question_file import (
     Question,
     is_done,
@@ -68,7 +75,7 @@ class Limits:
 def main() -> int:
     """Answer what is not answered; returns 1 where a question failed, else 0."""
     arguments = _parse_arguments()
-    use_vllm = _uses_vllm(arguments.engine)
+    use_vllm = not arguments.api_url and _uses_vllm(arguments.engine)
     limits = _limits(arguments, use_vllm)
     sampling = _sampling(arguments, limits)
     questions = repeated(read_questions(arguments.questions), sampling.answers)
@@ -81,8 +88,10 @@ def main() -> int:
     max_images = max(len(question["images"]) for question in questions)
     engine = _load_engine(arguments, use_vllm, sampling, max(1, max_images))
     recorded = {**dataclasses.asdict(limits), "sampling": sampling.recorded}
+    leaving = exit_at_interrupt() if arguments.api_url else contextlib.nullcontext()
     try:
-        failed = _write_answers(arguments.answers, engine, remaining, len(questions), recorded)
+        with leaving:
+            failed = _write_answers(arguments.answers, engine, remaining, len(questions), recorded)
     finally:
         # Leaves one line for each question and number.
         read_answers(arguments.answers, questions, sampling.recorded)
@@ -99,7 +108,16 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("questions", type=Path, help="file of questions, one JSON object a line")
     parser.add_argument("answers", type=Path, help="file of answers, which is added to")
-    parser.add_argument("--model", default=str(NANO), help="directory, or id on the Hub")
+    parser.add_argument(
+        "--model",
+        default=str(NANO),
+        help="directory, or id on the Hub; with --api-url the name that it is served under",
+    )
+    parser.add_argument("--api-url", nargs="+", default=[], help="endpoints that answer instead")
+    parser.add_argument("--concurrency", type=int, default=32, help="to an endpoint at a time")
+    parser.add_argument(
+        "--no-thinking", action="store_true", help="the model behind the endpoints does not think"
+    )
     parser.add_argument("--engine", choices=("auto", "vllm", "transformers"), default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument(
@@ -131,6 +149,9 @@ def _uses_vllm(engine: str) -> bool:
 
 
 def _limits(arguments: argparse.Namespace, use_vllm: bool) -> Limits:
+    """What may cut an answer; of a server's model only the server knows the context."""
+    if arguments.api_url:
+        return Limits(arguments.max_new_tokens or DEFAULT_MAX_NEW_TOKENS, None)
     config = AutoConfig.from_pretrained(arguments.model, trust_remote_code=True)
     half_of_context = config.llm_config.max_position_embeddings // 2
     max_new_tokens = arguments.max_new_tokens or min(DEFAULT_MAX_NEW_TOKENS, half_of_context)
@@ -172,7 +193,18 @@ def _load_engine(
         use_vllm: rather than transformers.
         sampling: how answers are drawn.
         max_images: the most images of a question.
+
+    Raises:
+        ValueError: an endpoint cannot be reached, or does not serve the model.
     """
+    if arguments.api_url:
+        # The package openai is needed for these alone.
+        from serving.client import Client
+        from serving.endpoint_engine import EndpointEngine
+
+        client = Client(arguments.api_url, arguments.model, arguments.concurrency)
+        client.check()
+        return EndpointEngine(client, sampling, not arguments.no_thinking)
     if use_vllm:
         return VllmEngine(
             arguments.model,

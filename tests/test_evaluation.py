@@ -353,6 +353,28 @@ def test_five_kills_lose_and_repeat_nothing(data, tmp_path):
         assert line["estimate"]["mean"] == pytest.approx(0.8)
 
 
+def test_ctrl_c_leaves_at_once(data, tmp_path):
+    """No waiting for a request that is on its way; what was answered is there."""
+    endpoint = FakeEndpoint(one_of_five_wrong(data[1]), seconds=1.0)
+    line = [sys.executable, "-m", "evaluation", "--model", MODEL, "--data", str(data[0])]
+    line += ["--out", str(tmp_path), "--repeats", "4", "--concurrency", "1"]
+    with endpoint.serving() as url:
+        process = subprocess.Popen(
+            [*line, "--benchmarks", "aime24", "--api-url", url],
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        while sum(endpoint.given.values()) < 2 and process.poll() is None:
+            time.sleep(0.02)
+        endpoint.seconds = 60.0
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=10)
+    assert process.returncode == 130 and "run it again to go on" in printed
+    assert len(results.read_answers(tmp_path / "aime24", 4)) >= 2
+
+
 def test_half_a_line_costs_one_answer(evaluate, data, tmp_path):
     """A line that was cut at the end of EvalScope's files does not swallow the next."""
     endpoint = FakeEndpoint(one_of_five_wrong(data[1]))
@@ -412,11 +434,11 @@ PARTS = [
     # text, number of images, the prompt as texts and numbers of images, reason
     ("What?", 0, ["What?"], "no image"),
     ("What?", 2, [1, 2, "What?"], "images that no mark names come first"),
-    ("Is <image 1> as <image 2>?", 2, ["Is", 1, "as", 2, "?"], "each in its place"),
+    ("Is <image 1> as <image 2>?", 2, ["Is ", 1, "as ", 2, "?"], "each in its place"),
     ("<image 2> What?", 2, [1, 2, "What?"], "one is named, the other comes first"),
     ("<image_1>What?", 1, [1, "What?"], "EvalScope's spelling"),
     ("Is it <image 3>?", 1, [1, "Is it <image 3>?"], "an image that is not there is text"),
-    ("<image 1> or <image 1>", 1, [1, "or", 1], "named twice, shown twice"),
+    ("<image 1> or <image 1>", 1, [1, "or ", 1], "named twice, shown twice"),
 ]
 
 

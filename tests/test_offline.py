@@ -1,5 +1,6 @@
 """The JSONL path on transformers: its answers, its errors, and going on after an interruption."""
 
+import base64
 import json
 import re
 import types
@@ -10,9 +11,9 @@ import torch
 from transformers import AutoTokenizer
 
 from remote_code import conversation
-from serving import engines, offline, question_file
+from serving import endpoint_engine, engines, offline, question_file
 from serving.sampling import Sampling
-from tests import checkpoints, greedy
+from tests import checkpoints, fake_endpoint, greedy
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 
@@ -470,3 +471,103 @@ def test_a_text_without_an_end_of_thinking(thinks, thinking, answer):
     question = {"id": "1", "number": 0, "question": "How many?"}
     entry = question_file.answer_entry(question, "Three.", 2, "stop", thinks)
     assert (entry["thinking"], entry["answer"]) == (thinking, answer)
+
+
+# -- an endpoint -----------------------------------------------------------------------------------
+
+
+def run_endpoint(monkeypatch, urls, questions, answers, *flags):
+    """Answer a file through endpoints; returns the exit status."""
+    line = ["offline", str(questions), str(answers), "--model", "Skywork-R1V-38B"]
+    monkeypatch.setattr("sys.argv", [*line, "--api-url", *urls, *map(str, flags)])
+    return offline.main()
+
+
+def test_endpoints_answer_in_the_same_form(monkeypatch, tmp_path):
+    """Thinking, answer and text are those of `chat()`, wherever the server returns the thinking."""
+    answers = {f"Q{number}": [str(number)] for number in range(1, 9)}
+    endpoint = fake_endpoint.FakeEndpoint(answers, {"Q2": ["429", "cut"], "Q5": ["always 400"]})
+    questions = write(
+        tmp_path / "questions.jsonl", [{"question": f"Q{number}: what?"} for number in range(1, 9)]
+    )
+    out = tmp_path / "answers.jsonl"
+    with endpoint.serving() as url:
+        assert run_endpoint(monkeypatch, [url], questions, out, "--concurrency", 3) == 1
+        found = {entry["id"]: entry for entry in read_lines(out)}
+        assert "maximum context length" in found.pop("5")["error"]
+        for name, entry in found.items():
+            assert entry["answer"].endswith(f"\\boxed{{{name}}}") and "draft" in entry["thinking"]
+            # A thinking that the model has opened itself keeps its token, as in chat().
+            text = entry["text"].removeprefix("<think>\n")
+            assert text == f"{entry['thinking']}\n</think>\n\n{entry['answer']}"
+            assert (entry["tokens"], entry["finish_reason"]) == (50, "stop")
+        endpoint.faults.clear()
+        asked = sum(endpoint.asked.values())
+        assert run_endpoint(monkeypatch, [url], questions, out) == 0
+        assert sum(endpoint.asked.values()) == asked + 1
+
+
+def test_endpoints_get_settings_and_a_seed_for_each_answer(monkeypatch, tmp_path):
+    endpoint = fake_endpoint.FakeEndpoint({"Q1": ["1"]})
+    questions = write(tmp_path / "questions.jsonl", [{"question": "Q1: what?"}])
+    flags = ["--temperature", "0.6", "--answers", "3", "--seed", "7", "--thinking-budget", "8"]
+    with endpoint.serving() as url:
+        assert run_endpoint(monkeypatch, [url], questions, tmp_path / "a.jsonl", *flags) == 0
+    seeds = [body["seed"] for body in endpoint.bodies]
+    sampling = Sampling(8192, 0.6, answers=3, seed=7)
+    assert sorted(seeds) == sorted(sampling.seed_of("1", number) for number in range(3))
+    assert {body["thinking_token_budget"] for body in endpoint.bodies} == {8}
+
+
+MESSAGES = [
+    # question, the texts and images of each message, reason
+    ({"question": "What?"}, [["What?"]], "no image"),
+    ({"question": "What?", "images": ["a"]}, [["a.png", "What?"]], "an image comes first"),
+    (
+        {"question": "<image>\n<image>\nHow many?", "images": ["a", "b"]},
+        [["a.png", "b.png", "How many?"]],
+        "no newline but the template's",
+    ),
+    ({"question": "Is <image> it?", "images": ["a"]}, [["Is ", "a.png", " it?"]], "in its place"),
+    (
+        {"question": "And?", "images": ["a"], "history": [["<image>\nHow many?", "x"]]},
+        [["a.png", "How many?"], "x", ["And?"]],
+        "an image of an earlier turn",
+    ),
+    (
+        {"question": "<image> and <image>", "images": ["a"]},
+        [["a.png", " and ", "<image>"]],
+        "a word without an image",
+    ),
+    ({"question": "What?", "system": "Be brief."}, ["Be brief.", ["What?"]], "a system message"),
+]
+
+
+@pytest.mark.parametrize("asked, expected, reason", MESSAGES)
+def test_messages_for_an_endpoint(monkeypatch, tmp_path, asked, expected, reason):
+    for name in "ab":
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+    asked = {**asked, "images": [f"{name}.png" for name in asked.get("images", [])]}
+    (question,) = question_file.read_questions(write(tmp_path / "questions.jsonl", [asked]))
+    shown = []
+    for message in endpoint_engine.messages_of(question):
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [part.get("text") or name_of(part) for part in content]
+        shown.append(content)
+    assert shown == expected, reason
+
+
+def name_of(part):
+    """The name of the file in an image part of this test: the file holds its own first letter."""
+    url = part["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    return base64.b64decode(url.split(",")[1]).decode() + ".png"
+
+
+def test_an_endpoint_that_serves_another_model_is_refused(monkeypatch, tmp_path):
+    endpoint = fake_endpoint.FakeEndpoint({})
+    endpoint.models = ["nano"]
+    questions = write(tmp_path / "questions.jsonl", [{"question": "Q1: what?"}])
+    with endpoint.serving() as url, pytest.raises(ValueError, match=r"expected one of \['nano'\]"):
+        run_endpoint(monkeypatch, [url], questions, tmp_path / "answers.jsonl")
