@@ -94,7 +94,7 @@ $(VLLM)/.installed: Makefile
 	@$(VLLM)/bin/python tests/vllm_environment.py
 	@touch $@
 
-serving-test: $(VLLM)/.installed
+serving-test: $(VLLM)/.installed $(VENV)/.dev
 	$(VLLM)/bin/python -m pytest tests/vllm_check.py -p no:cacheprovider
 
 clean:

@@ -37,6 +37,7 @@ PICTURES = {path.stem: path for path in (ROOT / "examples" / "images").glob("*.p
 CALCULATE = "What is the result of the calculation in the image?"
 COUNT = "How many shapes are in the image?"
 MAX_TOKENS = 128
+CLIENT = str(ROOT / ".venv" / "bin" / "python")  # has EvalScope, which vLLM's environment has not
 SERVER = (
     "--trust-remote-code",
     "--enforce-eager",
@@ -305,6 +306,29 @@ def test_a_client_gives_earlier_answers_back(server, ask, kept):
     history = [(f"<image>\n{COUNT}", f"{thinking}\n</think>\n\n{first.content.strip()}")]
     answer = ask(str(PICTURES["counting_1"]), "Count the shapes.", history=history)
     greedy.assert_same_tokens(second.token_ids, answer, ignored=(END,))
+
+
+def nano_table(folder, *command):
+    """{family: (right, judged, interval)} of a run of the evaluation, by the test packages."""
+    line = [CLIENT, "-m", *command, "--count", "40", "--seed", "77", "--out", str(folder)]
+    subprocess.run(line, cwd=ROOT, check=True)
+    table = json.loads((folder / "results.json").read_text())["table"]
+    return {line["label"]: line for line in table}
+
+
+def test_evaluation_over_the_server_is_that_in_process(server, tmp_path):
+    """Greedily the same answers are right; at a temperature the scores are within the intervals."""
+    local = nano_table(tmp_path / "local", "evaluation.nano", "--model", str(MODEL))
+    served = ["evaluation", "--api-url", server, "--model", "nano", "--benchmarks", "nano"]
+    served += ["--max-new-tokens", "160", "--repetition-penalty", "1"]
+    greedy_line = [*served, "--temperature", "0", "--repeats", "1"]
+    greedily = nano_table(tmp_path / "greedy", *greedy_line)
+    drawn = nano_table(tmp_path / "drawn", *served, "--temperature", "0.6", "--repeats", "2")
+    for family, line in local.items():
+        assert greedily[family]["right"] == line["right"], family
+        assert greedily[family]["failed"] == drawn[family]["failed"] == 0
+        low, high = line["estimate"]["low"], line["estimate"]["high"]
+        assert low <= drawn[family]["estimate"]["mean"] <= high, family
 
 
 def test_offline_engine_equals_transformers(tmp_path, ask):
