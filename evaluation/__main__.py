@@ -47,7 +47,7 @@ def main() -> int:
         print(_estimate(arguments, items), file=sys.stderr)
         if arguments.estimate_only:
             return 0
-        client.check()
+        client.check(sampling.max_new_tokens)
         results = []
         judge_model = _judge_model(arguments, judge_client)
         with (

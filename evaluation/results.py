@@ -170,7 +170,8 @@ def summarize(results: Results, label: str, group: str | None = None) -> Summary
         [_is_right(results, number, run) for number in numbers] for run in range(results.repeats)
     ]
     verdicts = [right for run in runs for right in run if right is not None]
-    answers = [answer for key, answer in results.answers.items() if key[0] in set(numbers)]
+    asked = set(numbers)
+    answers = [answer for answer in results.answers.values() if answer.number in asked]
     by_judge = [answer for answer in answers if answer.judge is not None]
     agreement, share = None, None
     if by_judge and len(by_judge) == len(verdicts):

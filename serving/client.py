@@ -114,16 +114,20 @@ class Client:
         """Requests that all endpoints answer at a time."""
         return self.concurrency * len(self._endpoints)
 
-    def check(self) -> None:
-        """Make sure that every endpoint can be reached and serves the model.
+    def check(self, max_new_tokens: int = 1) -> None:
+        """Make sure that every endpoint can be reached, serves the model, and has room for answers.
+
+        Args:
+            max_new_tokens: of an answer. vLLM says how long a context is, and refuses a request
+                that asks for more.
 
         Raises:
-            ValueError: one cannot, or does not; the text has the models that it serves.
+            ValueError: one cannot, does not, or has not.
         """
         for endpoint in self._endpoints:
             quick = endpoint.sdk.with_options(timeout=SECONDS_FOR_MODELS, max_retries=2)
             try:
-                served = [model.id for model in quick.models.list()]
+                served = {model.id: model for model in quick.models.list()}
             except openai.NotFoundError:
                 continue  # an endpoint without a list of models
             except openai.OpenAIError as error:
@@ -133,7 +137,15 @@ class Client:
                 ) from error
             if self.model not in served:
                 raise ValueError(
-                    f"{endpoint.url} serves no model {self.model!r}: expected one of {served}."
+                    f"{endpoint.url} serves no model {self.model!r}: expected one of "
+                    f"{list(served)}."
+                )
+            context = getattr(served[self.model], "max_model_len", None)
+            if context is not None and max_new_tokens >= context:
+                raise ValueError(
+                    f"--max-new-tokens {max_new_tokens}: the context of {self.model} at "
+                    f"{endpoint.url} has {context} tokens for prompt and answer. Give fewer, or "
+                    "start the server with a longer one (vLLM: --max-model-len)."
                 )
 
     def ask(

@@ -203,7 +203,7 @@ def _load_engine(
         from serving.endpoint_engine import EndpointEngine
 
         client = Client(arguments.api_url, arguments.model, arguments.concurrency)
-        client.check()
+        client.check(sampling.max_new_tokens)
         return EndpointEngine(client, sampling, not arguments.no_thinking)
     if use_vllm:
         return VllmEngine(

@@ -25,6 +25,7 @@ class FakeEndpoint:
             on.
         faults: by mark, what happens before it is answered, one of FAULTS each time.
         models: that it says it serves.
+        context: tokens that prompt and answer may have.
         reply_to_judge: replies to a prompt of a judge.
         asked: requests by mark, answered or not.
         given: answers by mark that were sent whole.
@@ -36,6 +37,7 @@ class FakeEndpoint:
         self.answers = answers
         self.faults = {mark: list(some) for mark, some in (faults or {}).items()}
         self.models = ["Skywork-R1V-38B", "judge"]
+        self.context = 131_072
         self.reply_to_judge = lambda text: "Verdict: WRONG"
         self.asked = Counter()
         self.given = Counter()
@@ -82,7 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: pytest shows the rest."""
 
     def do_GET(self):
-        models = [{"id": name, "object": "model"} for name in self.endpoint.models]
+        context = self.endpoint.context
+        models = [{"id": name, "max_model_len": context} for name in self.endpoint.models]
         self.send(200, {"object": "list", "data": models})
 
     def do_POST(self):

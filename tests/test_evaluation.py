@@ -270,6 +270,7 @@ def test_verdict_of_a_judge(text, verdict):
 
 REFUSED = [
     # arguments that are added or replaced, what the error names
+    (["--max-new-tokens", "131072"], r"--max-new-tokens 131072: the context .* has 131072"),
     (["--model", "other"], r"serves no model 'other'.*Skywork-R1V-38B"),
     (["--strategy", "both"], r"needs --judge-url"),
     (["--repeats", "0"], r"--repeats 0"),
