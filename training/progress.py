@@ -147,6 +147,34 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
+    """Write a plot of rewards, and of the lengths of completions, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 6))
+    keys = sorted({key for entry in history for key in entry})
+    for key in keys:
+        if key == "reward" or (key.startswith("rewards/") and key.endswith("/mean")):
+            values = values_by_step(history, key)
+            label = key.removeprefix("rewards/").removesuffix("/mean")
+            above.plot(list(values), list(values.values()), label=label)
+    above.set(ylabel="mean reward", title=path.parent.name)
+    above.grid(alpha=0.3)
+    above.legend()
+    lengths = values_by_step(history, "completions/mean_length")
+    below.plot(list(lengths), list(lengths.values()), label="mean length of completions")
+    below.set(xlabel="optimizer step", ylabel="tokens")
+    below.grid(alpha=0.3)
+    below.legend()
+    figure.tight_layout()
+    with durable.writing(path) as file:
+        figure.savefig(file, format="png")
+    plt.close(figure)
+
+
 def running_mean(values: list[float], count: int) -> list[float]:
     """For each value the mean of it and of the values before it, `count` at most."""
     means = []

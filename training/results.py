@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import durable
 from training.card import model_card
+from training.parts_trainer import PartsTrainer
 from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
 from training.sharded import Weights, trained_parameters
@@ -87,7 +88,7 @@ def write_results(
 
 
 def save_results(
-    trainer: RecipeTrainer, recipe: RecipeArguments, folder: Path, gathered: Weights | None = None
+    trainer: PartsTrainer, recipe: RecipeArguments, folder: Path, gathered: Weights | None = None
 ) -> None:
     """Write below the folder what the recipe's `save` names.
 

@@ -13,10 +13,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 import durable
-from training.recipe import RecipeArguments, TrainingConfig
+from training.recipe import RecipeArguments
 
 logger = logging.get_logger(__name__)
 
@@ -44,6 +45,19 @@ DECISIVE_SETTINGS = (
     "fp16",
     "neftune_noise_alpha",
     "label_smoothing_factor",
+    # of GRPO
+    "num_generations",
+    "max_completion_length",
+    "temperature",
+    "top_p",
+    "beta",
+    "epsilon",
+    "epsilon_high",
+    "num_iterations",
+    "steps_per_generation",
+    "loss_type",
+    "scale_rewards",
+    "reward_weights",
 )
 # Values of a recipe that may change while a training goes on. The global batch size is described by
 # the samples of a step.
@@ -59,7 +73,7 @@ FREE_VALUES = (
 
 
 def describe_run(
-    recipe: RecipeArguments, config: TrainingConfig, fingerprint: str
+    recipe: RecipeArguments, config: TrainingArguments, fingerprint: str
 ) -> dict[str, Any]:
     """What has to stay the same for a training to go on, in JSON's types.
 
@@ -142,13 +156,13 @@ def _is_complete(checkpoint: Path) -> bool:
     return bool(sizes) and durable.has_files(checkpoint, sizes)
 
 
-def is_at_end(config: TrainingConfig, checkpoint: str | None) -> bool:
+def is_at_end(config: TrainingArguments, checkpoint: str | None) -> bool:
     """Whether a checkpoint has reached `max_steps`; Trainer would take one step more from it."""
     return checkpoint is not None and 0 < config.max_steps <= step_of(checkpoint)
 
 
 def finished(
-    recipe: RecipeArguments, config: TrainingConfig, checkpoint: str | None
+    recipe: RecipeArguments, config: TrainingArguments, checkpoint: str | None
 ) -> dict[str, Any] | None:
     """The summary of a run that was finished before, or None if steps or results are missing."""
     if not is_at_end(config, checkpoint):

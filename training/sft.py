@@ -98,7 +98,7 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         described = describe_run(recipe, config, source.fingerprint)
         check_same_run(str(config.output_dir), described)
     keywords: Any = config.model_init_kwargs or {}
-    model = _load_model(recipe, is_sharded, keywords)
+    model = load_model(recipe, is_sharded, keywords)
     config.model_init_kwargs = None  # done; TRL would warn that it ignores them
     return RecipeTrainer(
         model,
@@ -189,7 +189,7 @@ def _collate_rows(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, t
     return collator([row["sample"] for row in rows])
 
 
-def _load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, Any]) -> Any:
+def load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, Any]) -> Any:
     """The recipe's model, of which only what trains has gradients, and in float32.
 
     Args:
