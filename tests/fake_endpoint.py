@@ -27,6 +27,7 @@ class FakeEndpoint:
         models: that it says it serves.
         context: tokens that prompt and answer may have.
         reply_to_judge: replies to a prompt of a judge.
+        judge_faults: what happens before judges reply, one of FAULTS each time.
         asked: requests by mark, answered or not.
         given: answers by mark that were sent whole.
         bodies: of all requests.
@@ -39,6 +40,7 @@ class FakeEndpoint:
         self.models = ["Skywork-R1V-38B", "judge"]
         self.context = 131_072
         self.reply_to_judge = lambda text: "Verdict: WRONG"
+        self.judge_faults = []
         self.asked = Counter()
         self.given = Counter()
         self.bodies = []
@@ -94,6 +96,10 @@ class Handler(BaseHTTPRequestHandler):
             self.endpoint.bodies.append(body)
         text = text_of(body)
         if body["model"] == "judge":
+            with self.endpoint.lock:
+                fault = self.endpoint.judge_faults.pop(0) if self.endpoint.judge_faults else None
+            if fault is not None:
+                return FAULTS[fault](self)
             return self.send(200, completion({"content": self.endpoint.reply_to_judge(text)}))
         mark = MARK.search(text).group()
         fault = self.endpoint.fault(mark)

@@ -72,7 +72,7 @@ def prompt_of(row: Any, image_root: str | Path) -> dict[str, Any]:
         FileNotFoundError: an image does not exist.
         ValueError: a row without a question or a solution, or a solution of another kind.
     """
-    sample, answer = _asked(row)
+    sample, answer = asked_of(row)
     solution = row.get("solution") or extraction.last_box(answer)
     if solution is None:
         raise SampleError('no right answer: expected "solution", or a last answer with a box')
@@ -96,7 +96,7 @@ def prompt_of(row: Any, image_root: str | Path) -> dict[str, Any]:
     }
 
 
-def _asked(row: Any) -> tuple[ChatSample, str]:
+def asked_of(row: Any) -> tuple[ChatSample, str]:
     """(the sample, its last answer), where the answer may be missing."""
     for key in ("conversations", "messages"):
         messages = row.get(key) if isinstance(row, dict) else None

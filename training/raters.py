@@ -1,0 +1,246 @@
+"""Reward models of the iterations: how good the answer of a sample is, from 0 to 5 (report, 2.2).
+
+Three kinds, which a recipe names by `kind`:
+
+    {kind: endpoint, urls: [http://…/v1], model: NAME}   any OpenAI-compatible server
+    {kind: classifier, model: PATH, low: -4, high: 4}    a transformers sequence classifier
+    {kind: solution}                                     the sample's own `solution`, by rule
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from answers import extraction
+from remote_code import conversation
+from serving.client import Client, Message, Reply, RequestFailed, image_part
+from serving.reply_cache import ReplyCache
+from serving.sampling import Sampling
+from training.rewards import accuracy_reward, has_format
+
+LOWEST, HIGHEST = 0.0, 5.0
+KINDS = ("endpoint", "classifier", "solution")
+RATING_LINE = re.compile(r"^[\s*#]*rating[\s*:]*(\d+(?:\.\d+)?)(?:\s*/\s*5)?\W*$", re.IGNORECASE)
+REQUEST = """\
+Rate the answer to the question from 0 to 5, by the question and its images. 5 is right, complete \
+and well explained; 3 is partly right; 0 is wrong or beside the question. Numbers between are \
+allowed.
+
+Question:
+{question}
+
+Answer:
+{answer}
+
+Write one line that starts with "Rating:" and has the number."""
+
+
+class Rated(NamedTuple):
+    """An answer of the data that is to be rated.
+
+    Attributes:
+        question: its text, with earlier turns.
+        images: files.
+        answer: as the data have it, with its thinking.
+        solution: the right answer.
+        kind: of it, one of answers.judging.KINDS.
+        options: of a choice.
+    """
+
+    question: str
+    images: list[str]
+    answer: str
+    solution: str
+    kind: str
+    options: tuple[str, ...]
+
+
+class RatingError(RuntimeError):
+    """A reward model gave no rating."""
+
+
+class Rater(abc.ABC):
+    """A reward model."""
+
+    @abc.abstractmethod
+    def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
+        """(place of a sample, its rating or why there is none), as they are finished."""
+
+
+@dataclasses.dataclass
+class RewardSettings:
+    """What a recipe says of its reward model; see this module.
+
+    Attributes:
+        kind: one of KINDS.
+        model: of an endpoint its name, of a classifier its path.
+        urls: of endpoints.
+        concurrency: requests that an endpoint gets at a time.
+        low, high: logits of a classifier that are rated 0 and 5; between them it is linear.
+
+    Raises:
+        ValueError: values that are missing or do not belong together.
+    """
+
+    kind: str
+    model: str | None = None
+    urls: list[str] = dataclasses.field(default_factory=list)
+    concurrency: int = 32
+    low: float | None = None
+    high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"reward: kind {self.kind!r}: expected one of {', '.join(KINDS)}.")
+        if self.kind == "endpoint" and not (self.urls and self.model):
+            raise ValueError("reward: an endpoint needs urls and model.")
+        if self.kind == "classifier":
+            if self.model is None or self.low is None or self.high is None:
+                raise ValueError("reward: a classifier needs model, low and high.")
+            if self.low >= self.high:
+                raise ValueError(f"reward: low {self.low} must be below high {self.high}.")
+
+
+def make_rater(settings: RewardSettings, cache: Path) -> Rater:
+    """The reward model that a recipe names.
+
+    Args:
+        settings: of the recipe.
+        cache: file of the replies of endpoints.
+
+    Raises:
+        ValueError: an endpoint cannot be reached, or does not serve the model.
+    """
+    if settings.kind == "endpoint":
+        client = Client(settings.urls, str(settings.model), settings.concurrency)
+        client.check()
+        return EndpointRater(client, ReplyCache(cache))
+    if settings.kind == "classifier":
+        return ClassifierRater(
+            str(settings.model), float(settings.low or 0), float(settings.high or 0)
+        )
+    return SolutionRater()
+
+
+class EndpointRater(Rater):
+    """A model behind OpenAI-compatible endpoints, asked for a number.
+
+    Args:
+        client: of the model.
+        cache: of its replies, so that nothing is paid twice.
+    """
+
+    def __init__(self, client: Client, cache: ReplyCache) -> None:
+        self.client = client
+        self.cache = cache
+        self.sampling = Sampling(max_new_tokens=8192)
+
+    def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
+        """As `Rater.rate`, as many at a time as the endpoints take."""
+        with ThreadPoolExecutor(self.client.capacity) as pool:
+            yield from enumerate(pool.map(self._rate, samples))
+
+    def _rate(self, sample: Rated) -> float | RatingError:
+        try:
+            reply = self.cache.ask(
+                self.client, [request_for(sample)], self.sampling, accept=_has_rating
+            )
+        except RequestFailed as error:
+            return RatingError(str(error))
+        rating = rating_of(reply.text)
+        if rating is None:
+            return RatingError(f"no rating in {reply.text[-200:]!r}")
+        return rating
+
+
+class ClassifierRater(Rater):
+    """A reward model of transformers that reads text: the logit of a conversation.
+
+    Args:
+        path: of a model for AutoModelForSequenceClassification with one label.
+        low, high: logits that are rated 0 and 5.
+    """
+
+    def __init__(self, path: str, low: float, high: float) -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(path).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.low, self.high = low, high
+        if self.model.config.num_labels != 1:
+            raise ValueError(
+                f"reward: {path} has {self.model.config.num_labels} labels; expected one, the "
+                "logit of a reward."
+            )
+
+    def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
+        """As `Rater.rate`, one at a time."""
+        import torch
+
+        for place, sample in enumerate(samples):
+            messages = [
+                {"role": "user", "content": sample.question},
+                {"role": "assistant", "content": sample.answer},
+            ]
+            inputs = self.tokenizer.apply_chat_template(
+                messages, return_tensors="pt", return_dict=True
+            )
+            with torch.no_grad():
+                logit = float(self.model(**inputs).logits[0, 0])
+            share = (logit - self.low) / (self.high - self.low)
+            yield place, LOWEST + min(max(share, 0.0), 1.0) * (HIGHEST - LOWEST)
+
+
+class SolutionRater(Rater):
+    """The right answer, by rule: for data whose solutions are certain, as those of drawn pictures.
+
+    5 is a right answer in its form (one thinking, one box), 3 a right one in another form, 1 a
+    wrong one in its form, 0 all else.
+    """
+
+    def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
+        """As `Rater.rate`."""
+        for place, sample in enumerate(samples):
+            opened = conversation.THINK_END in sample.answer
+            (right,) = accuracy_reward(
+                [sample.answer],
+                [sample.solution],
+                [sample.kind],
+                [sample.options],
+                thinking_opened=opened,
+            )
+            in_form = has_format(sample.answer)
+            yield (
+                place,
+                {(1.0, True): 5.0, (1.0, False): 3.0, (0.0, True): 1.0}.get(
+                    (right or 0.0, in_form), 0.0
+                ),
+            )
+
+
+def request_for(sample: Rated) -> Message:
+    """The request of a rating: the images, and the question with its answer."""
+    text = REQUEST.format(question=sample.question, answer=sample.answer)
+    parts = [image_part(image) for image in sample.images]
+    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+
+def _has_rating(reply: Reply) -> bool:
+    return rating_of(reply.text) is not None
+
+
+def rating_of(text: str) -> float | None:
+    """The rating in a reply: its last line that starts with "Rating:", from 0 to 5, or None."""
+    said = extraction.after_thinking(text) or ""
+    for line in reversed(said.splitlines()):
+        found = RATING_LINE.match(line)
+        if found is not None:
+            value = float(found[1])
+            return value if LOWEST <= value <= HIGHEST else None
+    return None
