@@ -1,4 +1,4 @@
-"""Imports EvalScope, which replaces the handlers of the root logger when it is imported.
+"""Imports EvalScope, and gives the loggers of others back what it changes in them.
 
 Everything else of this room takes EvalScope's names from here.
 """
@@ -9,19 +9,24 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
+# Loggers that it quietens: transformers_modules is that of a model's own code.
+QUIETENED = ("datasets", "httpx", "modelscope", "transformers_modules")
+
 
 @contextlib.contextmanager
-def _keeping_root_logging() -> Iterator[None]:
-    """Give the root logger back what it had."""
+def _keeping_loggers() -> Iterator[None]:
+    """Give the root logger its handlers back, and those of QUIETENED their levels."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    handlers = list(root.handlers)
+    levels = {name: logging.getLogger(name).level for name in ("", *QUIETENED)}
     root.handlers = []
     yield
     root.handlers = handlers
-    root.setLevel(level)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
-with _keeping_root_logging():
+with _keeping_loggers():
     import evalscope  # noqa: F401  # registers its metrics and evaluators
     from evalscope.api.benchmark import BenchmarkMeta, DefaultDataAdapter
     from evalscope.api.dataset import DatasetDict, Sample

@@ -35,6 +35,12 @@ FILES_OF_USERS = (
     "questions.jsonl",
     "answers.jsonl",
     "my.jsonl",
+    "results.json",
+    "rewards.png",
+    "completions.jsonl",
+    "selection.jsonl",
+    "data.jsonl",
+    "report.json",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 
@@ -137,7 +143,7 @@ def test_commands_exist_and_parse(module, arguments, parse_only, monkeypatch):
     command = importlib.import_module(module)
     words = shlex.split(arguments)
     if words:  # a command that is only mentioned has none
-        if module == "training.sft":
+        if module in ("training.sft", "training.grpo"):
             words += ["--use_cpu", "true"]  # bf16 in a recipe asks for a GPU otherwise
         monkeypatch.setattr(sys, "argv", [module, *words])
         with pytest.raises(ParsedError):

@@ -75,13 +75,10 @@ def arguments(data, folder, **settings):
     return ["--config", str(RECIPES / "nano" / "grpo.yaml"), *trainers.flags(values)]
 
 
-@pytest.mark.parametrize(
-    "train, changed",
-    [
-        ("mlp1", "mlp1."),
-        ("language_model", "language_model."),
-    ],
-)
+@pytest.mark.parametrize("train, changed", [
+    ("mlp1", "mlp1."),
+    pytest.param("language_model", "language_model.", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_two_steps_change_only_what_trains(data, tmp_path, train, changed):
     """Prompts with one image, two images and none in one batch; every reward is logged."""
     folder = tmp_path / "run"
