@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 # trl exports its names lazily, which static tools do not see
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
+from trl.trainer.utils import RepeatSampler
 
 from training.parts_trainer import PartsTrainer
 from training.rewards import text_of
@@ -22,6 +24,18 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
     Args:
         arguments, keywords: those of PartsTrainer and GRPOTrainer.
     """
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        """As GRPOTrainer's, with an order that depends on the epoch alone."""
+        args: Any = self.args
+        return EpochSeededRepeatSampler(
+            data_source=self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=args.seed,
+        )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
         """As GRPOTrainer's; then the completions, with their rewards, go into a file."""
@@ -46,6 +60,29 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
                     "advantage": advantages[number],
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class EpochSeededRepeatSampler(RepeatSampler):
+    """TRL's order of prompts, which here depends only on seed and epoch.
+
+    So a resumed training has the order of an unbroken one.
+
+    Args:
+        keywords: those of RepeatSampler.
+    """
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, from 0, whose order comes next; Trainer calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle:
+            self.generator.manual_seed((self.seed or 0) + self.epoch)
+        return super().__iter__()
 
 
 def _last(values: Any, count: int) -> list[Any]:
