@@ -93,6 +93,18 @@ def whole_lines(path: str | Path) -> list[bytes]:
     return lines
 
 
+def drop_half_line(path: str | Path) -> None:
+    """Cut what a process that died has left behind the last whole line of a file.
+
+    What is appended next would otherwise continue it.
+    """
+    content = Path(path).read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with writing(path) as file:
+            file.write(whole)
+
+
 def replace_directory(temporary: str | Path, path: str | Path) -> None:
     """Give a directory that is complete its name; one that has the name already is removed.
 

@@ -188,9 +188,11 @@ def _others(arguments: argparse.Namespace) -> list[Results]:
     """What earlier calls have answered of other benchmarks, for the table and the page."""
     others = []
     for name in (*BENCHMARKS, "nano"):
+        if name in arguments.benchmarks:
+            continue
         folder = arguments.out / name
         items = read_items(folder / ITEMS)
-        if name not in arguments.benchmarks and items:
+        if items:
             answers = read_answers(folder, arguments.repeats)
             others.append(Results(name, items, arguments.repeats, answers, {}))
     return others

@@ -189,7 +189,8 @@ def main() -> int:
     with folder(arguments.out) as out:
         results = score(model, tokenizer, families, out, name, arguments.batch_size)
         if arguments.out is None:
-            print(table.text_of([results], "rule"))
+            lines = table.summaries([results])
+            print(table.text_of(lines, table.notes_on([results], lines, "rule")))
         else:
             report.write(out, [results], "rule", name)
     record = {

@@ -28,13 +28,20 @@ SIDE = 480  # pixels of a picture on the page, at most
 QUALITY = 80  # of its JPEG
 
 
-def write(out: Path, results: Sequence[Results], strategy: str, model: str) -> None:
+def write(
+    out: Path,
+    results: Sequence[Results],
+    lines: Sequence[table.Line],
+    notes: Sequence[str],
+    model: str,
+) -> None:
     """Write the page of a run into its folder.
 
     Args:
         out: the folder of the run.
         results: of its benchmarks.
-        strategy: by which answers were judged.
+        lines: of their table.
+        notes: on it.
         model: its name.
     """
     images = {}
@@ -46,8 +53,8 @@ def write(out: Path, results: Sequence[Results], strategy: str, model: str) -> N
             questions.append(_question(result, number, item))
     content = {
         "model": model,
-        "table": [list(table.COLUMNS), *(table.cells(*line) for line in table.summaries(results))],
-        "notes": table.notes(results, strategy),
+        "table": [list(table.COLUMNS), *(table.cells(*line) for line in lines)],
+        "notes": list(notes),
         "images": images,
         "questions": questions,
     }

@@ -21,12 +21,14 @@ def write(out: Path, results: Sequence[Results], strategy: str, model: str) -> N
         strategy: by which answers were judged.
         model: its name.
     """
-    lines = []
-    for summary, stated in table.summaries(results):
-        line = summary._asdict()
-        line["estimate"] = summary.estimate._asdict() if summary.estimate else None
-        lines.append({**line, "stated": stated})
-    durable.write_json(out / NAME, {"model": model, "strategy": strategy, "table": lines})
-    page.write(out, results, strategy, model)
-    print(table.text_of(results, strategy))
+    lines = table.summaries(results)
+    notes = table.notes_on(results, lines, strategy)
+    rows = []
+    for summary, stated in lines:
+        row = summary._asdict()
+        row["estimate"] = summary.estimate._asdict() if summary.estimate else None
+        rows.append({**row, "stated": stated})
+    durable.write_json(out / NAME, {"model": model, "strategy": strategy, "table": rows})
+    page.write(out, results, lines, notes, model)
+    print(table.text_of(lines, notes))
     print(f"Every answer: {out / page.NAME}")

@@ -127,13 +127,8 @@ def drop_half_lines(folder: Path) -> None:
     EvalScope writes the next line right behind it, and loses both.
     """
     for path in folder.rglob("*.jsonl"):
-        if path.name == ITEMS:
-            continue
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with durable.writing(path) as file:
-                file.write(whole)
+        if path.name != ITEMS:
+            durable.drop_half_line(path)
 
 
 def _record_settings(config: TaskConfig) -> None:

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from evaluation.benchmarks import BENCHMARKS
 from evaluation.results import Results, Summary, groups_of, summarize
 
+Line = tuple[Summary, float | None]  # of the table, with the report's figure in percent
 COLUMNS = ("benchmark", "questions", "score", "runs ±", "95 % interval", "cut", "failed", "stated")
 
 
-def summaries(results: Sequence[Results]) -> list[tuple[Summary, float | None]]:
+def summaries(results: Sequence[Results]) -> list[Line]:
     """The lines of the table, each with the report's figure where it has one, in percent.
 
     The families of the nano tasks are lines of their own, since nobody asks for their mean.
     """
-    lines: list[tuple[Summary, float | None]] = []
+    lines: list[Line] = []
     for result in results:
         if result.name in BENCHMARKS:
             benchmark = BENCHMARKS[result.name]
@@ -49,18 +50,29 @@ def cells(summary: Summary, stated: float | None) -> list[str]:
     ]
 
 
-def text_of(results: Sequence[Results], strategy: str) -> str:
-    """The table with what is to be known of it, for a terminal."""
-    rows = [list(COLUMNS), *(cells(*line) for line in summaries(results))]
+def text_of(lines: Sequence[Line], notes: Sequence[str]) -> str:
+    """The table with what is to be known of it, for a terminal.
+
+    Args:
+        lines: see `summaries`.
+        notes: see `notes_on`.
+    """
+    rows = [list(COLUMNS), *(cells(*line) for line in lines)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = []
+    texts = []
     for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    return "\n".join([*lines, "", *notes(results, strategy)])
+        texts.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    return "\n".join([*texts, "", *notes])
 
 
-def notes(results: Sequence[Results], strategy: str) -> list[str]:
-    """What is to be known of the table, a sentence each."""
+def notes_on(results: Sequence[Results], lines: Sequence[Line], strategy: str) -> list[str]:
+    """What is to be known of the table, a sentence each.
+
+    Args:
+        results: of the benchmarks.
+        lines: see `summaries`.
+        strategy: by which answers were judged.
+    """
     how = {
         "rule": "Judged by rule alone (answers/).",
         "judge-wrong": "Judged by rule, and by the judge model where the rule says wrong.",
@@ -72,7 +84,7 @@ def notes(results: Sequence[Results], strategy: str) -> list[str]:
             "Scores are percent. 'Stated' are the figures of the technical report, which judged "
             "with a model; they were not measured here."
         )
-    for summary, _ in summaries(results):
+    for summary, _ in lines:
         if summary.by_judge is not None and summary.agreement is not None:
             sentences.append(
                 f"{summary.label}: {100 * summary.by_judge:.1f} by the judge, who agrees with the "

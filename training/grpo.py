@@ -1,7 +1,7 @@
 """GRPO of a Skywork-R1V repository with rule-based rewards, on TRL (report, section 2.2).
 
     python -m training.grpo --config training/recipes/nano/grpo.yaml
-    accelerate launch --config_file training/recipes/accelerate/ddp.yaml \\
+    accelerate launch --config_file training/recipes/accelerate/one_gpu.yaml \\
         -m training.grpo --config training/recipes/38b/grpo.yaml
 
 A YAML file holds fields of `GrpoArguments` (training/grpo_recipe.py) and of TRL's `GRPOConfig`; the
@@ -33,10 +33,10 @@ from training.frozen import assert_frozen
 from training.grpo_data import load_prompts
 from training.grpo_recipe import REWARDS, GrpoArguments, GrpoConfig, parse
 from training.grpo_trainer import GrpoTrainer
-from training.progress import LOG_FILE, plot_rewards, values_by_step
+from training.progress import plot_rewards, write_log
 from training.recipe import lora_config
-from training.results import count_trained, save_results
-from training.resume import check_same_run, describe_run, finished, is_at_end, last_checkpoint
+from training.results import count_trained, first_and_last, save_results
+from training.resume import check_same_run, describe_run
 
 LOGGED = ("reward", "completions/mean_length", "frac_reward_zero_std", "entropy", "kl")
 PLOT_FILE = "rewards.png"
@@ -54,14 +54,9 @@ def train(recipe: GrpoArguments, config: GrpoConfig) -> dict[str, Any]:
     """
     trainer = make_trainer(recipe, config)
     start = time.time()
-    checkpoint = last_checkpoint(str(config.output_dir))
-    summary = finished(recipe, config, checkpoint)
+    summary = sft.train_what_is_left(trainer, recipe)
     if summary is not None:
         return summary
-    if checkpoint is not None and is_at_end(config, checkpoint):
-        trainer.load_finished(checkpoint)  # only its results are missing
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     unchanged = assert_frozen(model, trainer.frozen)
     summary = summarize(trainer, time.time() - start, unchanged)
@@ -114,18 +109,12 @@ def summarize(trainer: GrpoTrainer, seconds: float, unchanged: int) -> dict[str,
         seconds: how long the training took.
         unchanged: number of frozen tensors that were found unchanged.
     """
-    history = trainer.state.log_history
-    figures = {}
-    for key in LOGGED:
-        values = list(values_by_step(history, key).values())
-        if values:
-            figures[key] = {"first": values[0], "last": values[-1]}
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds),
         "trained_parameters": count_trained(trainer.model),
         "frozen_tensors_unchanged": unchanged,
-        **figures,
+        **first_and_last(trainer.state.log_history, LOGGED),
     }
 
 
@@ -135,8 +124,7 @@ def write_results(trainer: GrpoTrainer, recipe: GrpoArguments, summary: dict[str
     (folder / "summary.json").unlink(missing_ok=True)
     save_results(trainer, recipe, folder)
     history = trainer.state.log_history
-    lines = "".join(json.dumps(entry) + "\n" for entry in history)
-    durable.write_text(folder / LOG_FILE, lines)
+    write_log(history, folder)
     plot_rewards(history, folder / PLOT_FILE)
     summary["results"] = {name: durable.sizes_of_files(folder / name) for name in recipe.save}
     durable.write_json(folder / "summary.json", summary)

@@ -1,8 +1,6 @@
 """Rows of conversations become prompts with solutions, as TRL's GRPOTrainer takes them.
 
-A row has the form of those of SFT (training/rows.py). What is asked is everything before the last
-answer; a row may also end with its question. The right answer is its `solution`, or else the box of
-the last answer; `kind` and `options` say how it is compared (answers/judging.py).
+What is asked is everything of a row (training/solved_rows.py) before its last answer.
 """
 
 from __future__ import annotations
@@ -14,11 +12,9 @@ from typing import Any, NamedTuple
 
 import datasets
 
-from answers import extraction
-from answers.judging import Question
 from remote_code import conversation
-from training.rows import ROLES, USER, ChatSample, SampleError, json_lines, local_path, parse_line
-from training.rows import parse_row as parse_conversation
+from training.rows import ChatSample
+from training.solved_rows import SolvedRow, read_solved_rows, solved_row
 
 IMAGE = conversation.IMAGE_PLACEHOLDER
 
@@ -49,15 +45,9 @@ def load_prompts(paths: Sequence[str], image_root: str | None = None) -> Prompts
     """
     rows = []
     content = hashlib.sha256()
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"data file {path} does not exist.")
-        for line in json_lines([path]):
-            content.update(line["line"])
-            try:
-                rows.append(prompt_of(parse_line(line["line"]), image_root or Path(path).parent))
-            except ValueError as error:
-                raise SampleError(f"{path}, line {line['number']}: {error}") from error
+    for line, row in read_solved_rows(paths, image_root):
+        content.update(line)
+        rows.append(columns_of(row))
     if not rows:
         raise ValueError(f"data {list(paths)}: no row to ask.")
     table = datasets.Dataset.from_list(rows)
@@ -66,48 +56,19 @@ def load_prompts(paths: Sequence[str], image_root: str | None = None) -> Prompts
 
 
 def prompt_of(row: Any, image_root: str | Path) -> dict[str, Any]:
-    """The columns of a row.
+    """The columns of a row; see `solved_row` for what it raises."""
+    return columns_of(solved_row(row, image_root))
 
-    Raises:
-        FileNotFoundError: an image does not exist.
-        ValueError: a row without a question or a solution, or a solution of another kind.
-    """
-    sample, answer = asked_of(row)
-    solution = row.get("solution") or extraction.last_box(answer)
-    if solution is None:
-        raise SampleError('no right answer: expected "solution", or a last answer with a box')
-    kind = row.get("kind") or "mathematics"
-    options = list(row.get("options") or ())
-    Question(kind, str(solution), tuple(options))  # raises what would end a training later
-    images = []
-    for image in sample.images:
-        path = local_path(image, image_root)
-        if path is None:
-            raise SampleError(f"image {str(image)[:60]!r}: GRPO reads image files only")
-        if not path.is_file():
-            raise FileNotFoundError(f"image {path} does not exist.")
-        images.append({"path": str(path), "bytes": None})
+
+def columns_of(row: SolvedRow) -> dict[str, Any]:
+    """The columns of a row that was read."""
     return {
-        "prompt": _messages(sample),
-        "images": images,
-        "solution": str(solution),
-        "kind": kind,
-        "options": options,
+        "prompt": _messages(row.sample),
+        "images": [{"path": str(path), "bytes": None} for path in row.images],
+        "solution": row.right.gold,
+        "kind": row.right.kind,
+        "options": list(row.right.options),
     }
-
-
-def asked_of(row: Any) -> tuple[ChatSample, str]:
-    """(the sample, its last answer), where the answer may be missing."""
-    for key in ("conversations", "messages"):
-        messages = row.get(key) if isinstance(row, dict) else None
-        if not messages or not isinstance(messages[-1], dict):
-            continue
-        role = messages[-1].get("role") or messages[-1].get("from")
-        if ROLES.get(str(role)) == USER:
-            unanswered = {"role": "assistant", "content": "none"}
-            return parse_conversation({**row, key: [*messages, unanswered]}), ""
-    sample = parse_conversation(row)
-    return sample, sample.turns[-1][1]
 
 
 def _messages(sample: ChatSample) -> list[dict[str, Any]]:

@@ -26,12 +26,10 @@ from typing import Any
 import yaml
 
 import durable
-from answers import extraction
-from answers.judging import Judge, Question
+from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
-from training.grpo_data import asked_of
 from training.raters import Rated, RatingError, RewardSettings, make_rater
-from training.rows import json_lines, local_path, parse_line
+from training.solved_rows import SolvedRow, read_solved_rows
 
 REPORT = "report.json"
 
@@ -138,8 +136,8 @@ class Iterations:
         missing = [number for number in range(len(self.samples)) if number not in ratings]
         if not missing:
             return [ratings[number] for number in range(len(self.samples))]
-        # Without the half line that a process that died may have left.
-        durable.write_text(path, "".join(line.decode() + "\n" for line in lines))
+        if path.exists():
+            durable.drop_half_line(path)
         rater = make_rater(self.recipe.reward_settings, self.folder / "ratings.sqlite")
         failed = []
         with path.open("a", encoding="utf-8") as file:
@@ -175,7 +173,7 @@ class Iterations:
         with Judge() as judge:
             for place, sample in enumerate(self.samples):
                 # Without its thinking; of one that was never closed nothing is left.
-                verdict = judge.judge(question_of(sample), answers[str(place)]["answer"])
+                verdict = judge.judge(sample.rated.right, answers[str(place)]["answer"])
                 entry = {
                     "number": place,
                     "rating": ratings[place],
@@ -278,41 +276,23 @@ def load_samples(paths: Sequence[str], image_root: str | None) -> list[Sample]:
         FileNotFoundError: a file does not exist.
         ValueError: a row without an answer or a solution.
     """
-    samples = []
-    for path in paths:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"data file {path} does not exist.")
-        for line in json_lines([path]):
-            try:
-                row = parse_line(line["line"])
-                samples.append(sample_of(row, image_root or Path(path).parent))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line['number']}: {error}") from error
+    samples = [sample_of(row) for _, row in read_solved_rows(paths, image_root)]
     if not samples:
         raise ValueError(f"data {list(paths)}: no row.")
     return samples
 
 
-def sample_of(row: dict[str, Any], image_root: str | Path) -> Sample:
+def sample_of(read: SolvedRow) -> Sample:
     """A row as a sample.
 
     Raises:
-        ValueError: a row without an answer or a solution.
+        ValueError: a row without an answer.
     """
-    parsed, answer = asked_of(row)
-    if not answer:
-        raise ValueError("no answer to train on")
-    solution = row.get("solution") or extraction.last_box(answer)
-    if solution is None:
-        raise ValueError('no right answer: expected "solution", or a last answer with a box')
-    images = []
-    for image in parsed.images:
-        path = local_path(image, image_root)
-        if path is None or not path.is_file():
-            raise ValueError(f"image {str(image)[:60]!r}: expected a file")
-        images.append(str(path.resolve()))
-    *earlier, (question, _) = parsed.turns
-    absolute = {key: value for key, value in row.items() if key not in ("image", "images")}
+    if not read.answer:
+        raise ValueError(f"a row has no answer to train on: {read.sample.turns[-1][0][:60]!r}")
+    images = [str(path.resolve()) for path in read.images]
+    *earlier, (question, _) = read.sample.turns
+    absolute = {key: value for key, value in read.row.items() if key not in ("image", "images")}
     if images:
         absolute["images"] = images
     return Sample(
@@ -320,23 +300,18 @@ def sample_of(row: dict[str, Any], image_root: str | Path) -> Sample:
         asked={
             "question": question,
             "images": images,
-            "system": parsed.system or None,
+            "system": read.sample.system or None,
             "history": [list(turn) for turn in earlier],
         },
         rated=Rated(
             question="\n".join([text for turn in earlier for text in turn] + [question]),
             images=images,
-            answer=answer,
-            solution=str(solution),
-            kind=row.get("kind") or "mathematics",
-            options=tuple(row.get("options") or ()),
+            answer=read.answer,
+            solution=read.right.gold,
+            kind=read.right.kind,
+            options=read.right.options,
         ),
     )
-
-
-def question_of(sample: Sample) -> Question:
-    """What the answer to a sample is compared with."""
-    return Question(sample.rated.kind, sample.rated.solution, sample.rated.options)
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -116,11 +116,7 @@ def values_by_step(history: list[dict[str, Any]], key: str) -> dict[int, float]:
 
 def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     """Write a plot of losses, their running mean, evaluations and learning rate as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _plotting()
     losses = values_by_step(history, "loss")
     figure, axes = plt.subplots(figsize=(7, 4))
     axes.plot(list(losses), list(losses.values()), alpha=0.35, label="loss of answers")
@@ -141,19 +137,12 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     rate_axes = axes.twinx()
     rate_axes.plot(list(rates), list(rates.values()), color="grey", linewidth=0.8)
     rate_axes.set_ylabel("learning rate", color="grey")
-    figure.tight_layout()
-    with durable.writing(path) as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
+    _write_figure(figure, path)
 
 
 def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
     """Write a plot of rewards, and of the lengths of completions, as PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _plotting()
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 6))
     keys = sorted({key for entry in history for key in entry})
     for key in keys:
@@ -169,10 +158,25 @@ def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
     below.set(xlabel="optimizer step", ylabel="tokens")
     below.grid(alpha=0.3)
     below.legend()
+    _write_figure(figure, path)
+
+
+def _plotting() -> Any:
+    """matplotlib without a display; it is imported where something is drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _write_figure(figure: Any, path: Path) -> None:
+    """Write a figure as PNG, and give its memory back."""
     figure.tight_layout()
     with durable.writing(path) as file:
         figure.savefig(file, format="png")
-    plt.close(figure)
+    _plotting().close(figure)
 
 
 def running_mean(values: list[float], count: int) -> list[float]:

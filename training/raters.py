@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from answers import extraction
-from remote_code import conversation
-from serving.client import Client, Message, Reply, RequestFailed, image_part
+from answers.judging import Judge, Question
+from serving.client import Client, Message, Reply, RequestFailed, user_message
 from serving.reply_cache import ReplyCache
 from serving.sampling import Sampling
-from training.rewards import accuracy_reward, has_format
+from training.rewards import has_format
 
 LOWEST, HIGHEST = 0.0, 5.0
 KINDS = ("endpoint", "classifier", "solution")
+# By (is right, has the form of an answer)
+RATING_BY_RULE = {(True, True): 5.0, (True, False): 3.0, (False, True): 1.0, (False, False): 0.0}
 RATING_LINE = re.compile(r"^[\s*#]*rating[\s*:]*(\d+(?:\.\d+)?)(?:\s*/\s*5)?\W*$", re.IGNORECASE)
 REQUEST = """\
 Rate the answer to the question from 0 to 5, by the question and its images. 5 is right, complete \
@@ -59,6 +61,11 @@ class Rated(NamedTuple):
     solution: str
     kind: str
     options: tuple[str, ...]
+
+    @property
+    def right(self) -> Question:
+        """What answers to the question are compared with."""
+        return Question(self.kind, self.solution, self.options)
 
 
 class RatingError(RuntimeError):
@@ -206,29 +213,16 @@ class SolutionRater(Rater):
 
     def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
         """As `Rater.rate`."""
-        for place, sample in enumerate(samples):
-            opened = conversation.THINK_END in sample.answer
-            (right,) = accuracy_reward(
-                [sample.answer],
-                [sample.solution],
-                [sample.kind],
-                [sample.options],
-                thinking_opened=opened,
-            )
-            in_form = has_format(sample.answer)
-            yield (
-                place,
-                {(1.0, True): 5.0, (1.0, False): 3.0, (0.0, True): 1.0}.get(
-                    (right or 0.0, in_form), 0.0
-                ),
-            )
+        with Judge() as judge:
+            for place, sample in enumerate(samples):
+                is_right = judge.judge(sample.right, sample.answer).is_right
+                yield place, RATING_BY_RULE[is_right, has_format(sample.answer)]
 
 
 def request_for(sample: Rated) -> Message:
     """The request of a rating: the images, and the question with its answer."""
     text = REQUEST.format(question=sample.question, answer=sample.answer)
-    parts = [image_part(image) for image in sample.images]
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    return user_message(text, sample.images)
 
 
 def _has_rating(reply: Reply) -> bool:

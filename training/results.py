@@ -6,6 +6,7 @@ the history, `loss.png` its losses, and `summary.json` what came out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,6 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
     """
     history = trainer.state.log_history
     losses = list(values_by_step(history, "loss").values()) or [None]
-    evaluations = {}
-    for key in ("eval_loss", "eval_right"):
-        values = list(values_by_step(history, key).values())
-        if values:
-            evaluations[key] = {"first": values[0], "last": values[-1]}
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds),
@@ -46,9 +42,21 @@ def summarize(trainer: RecipeTrainer, seconds: float, unchanged: int) -> dict[st
         "samples": trainer.source.counts.over_processes(trainer.accelerator),
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        **evaluations,
+        **first_and_last(history, ("eval_loss", "eval_right")),
         "best_checkpoint": trainer.state.best_model_checkpoint,
     }
+
+
+def first_and_last(
+    history: list[dict[str, Any]], keys: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The first and last value of each key that a Trainer's history has."""
+    found = {}
+    for key in keys:
+        values = list(values_by_step(history, key).values())
+        if values:
+            found[key] = {"first": values[0], "last": values[-1]}
+    return found
 
 
 def count_trained(model: Any) -> int:

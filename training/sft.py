@@ -30,6 +30,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from training.frozen import assert_frozen, freeze
 from training.parts import adapters_among
+from training.parts_trainer import PartsTrainer
 from training.recipe import (
     RecipeArguments,
     TrainingConfig,
@@ -59,13 +60,9 @@ def train(recipe: RecipeArguments, config: TrainingConfig) -> dict[str, Any]:
     """
     trainer = make_trainer(recipe, config)
     start = time.time()
-    checkpoint, summary = _progress_before(trainer, recipe)
+    summary = train_what_is_left(trainer, recipe)
     if summary is not None:
         return summary
-    if checkpoint is not None and not trainer.is_sharded and is_at_end(config, checkpoint):
-        trainer.load_finished(checkpoint)  # only its results are missing
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     unchanged = assert_frozen(model, trainer.frozen)
     gathered = _gather_results(trainer, recipe) if trainer.is_sharded else None
@@ -215,8 +212,25 @@ def load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, An
     return model
 
 
+def train_what_is_left(trainer: PartsTrainer, recipe: RecipeArguments) -> dict[str, Any] | None:
+    """Train to the end from where an earlier start came.
+
+    Returns:
+        The summary of a run that was finished before, otherwise None.
+    """
+    checkpoint, summary = _progress_before(trainer, recipe)
+    if summary is not None:
+        return summary
+    config: Any = trainer.args
+    if checkpoint is not None and not trainer.is_sharded and is_at_end(config, checkpoint):
+        trainer.load_finished(checkpoint)  # only its results are missing
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return None
+
+
 def _progress_before(
-    trainer: RecipeTrainer, recipe: RecipeArguments
+    trainer: PartsTrainer, recipe: RecipeArguments
 ) -> tuple[str | None, dict[str, Any] | None]:
     """What an earlier start has left, on all processes the same.
 

@@ -1,0 +1,108 @@
+"""Rows of conversations with the right answer to their last question.
+
+A row has the form of those of SFT (training/rows.py), or ends with its question. The right answer
+is its `solution`, or else the box of its last answer; `kind` and `options` say how it is compared
+(answers/judging.py). GRPO and the iterations of SFT read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from answers import extraction
+from answers.judging import Question
+from training.rows import (
+    ROLES,
+    USER,
+    ChatSample,
+    SampleError,
+    json_lines,
+    local_path,
+    parse_line,
+    parse_row,
+)
+
+
+class SolvedRow(NamedTuple):
+    """A row with its right answer.
+
+    Attributes:
+        row: as the data have it.
+        sample: what it holds; where the row ends with its question, the last answer is a stand-in.
+        answer: the last one, or "" where the row has none.
+        images: files.
+        right: what answers are compared with.
+    """
+
+    row: dict[str, Any]
+    sample: ChatSample
+    answer: str
+    images: list[Path]
+    right: Question
+
+
+def read_solved_rows(
+    paths: Sequence[str], image_root: str | Path | None = None
+) -> Iterator[tuple[bytes, SolvedRow]]:
+    """The lines of JSONL files, each with its row.
+
+    Args:
+        paths: of the files.
+        image_root: that image paths are relative to; by default each file's directory.
+
+    Raises:
+        FileNotFoundError: a file or an image does not exist.
+        SampleError: a row without a question or a right answer.
+    """
+    for path in paths:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"data file {path} does not exist.")
+        for line in json_lines([path]):
+            where = f"{path}, line {line['number']}"
+            try:
+                row = solved_row(parse_line(line["line"]), image_root or Path(path).parent)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{where}: {error}") from error
+            except ValueError as error:
+                raise SampleError(f"{where}: {error}") from error
+            yield line["line"], row
+
+
+def solved_row(row: Any, image_root: str | Path) -> SolvedRow:
+    """A row with its right answer.
+
+    Raises:
+        FileNotFoundError: an image does not exist.
+        ValueError: a row without a question or a right answer, or one of another kind.
+    """
+    sample, answer = _parse(row)
+    solution = row.get("solution") or extraction.last_box(answer)
+    if solution is None:
+        raise SampleError('no right answer: expected "solution", or a last answer with a box')
+    kind = row.get("kind") or "mathematics"
+    right = Question(kind, str(solution), tuple(row.get("options") or ()))
+    images = []
+    for image in sample.images:
+        path = local_path(image, image_root)
+        if path is None:
+            raise SampleError(f"image {str(image)[:60]!r}: expected image files only")
+        if not path.is_file():
+            raise FileNotFoundError(f"image {path} does not exist.")
+        images.append(path)
+    return SolvedRow(row, sample, answer, images, right)
+
+
+def _parse(row: Any) -> tuple[ChatSample, str]:
+    """(the sample, its last answer), where the answer may be missing."""
+    for key in ("conversations", "messages"):
+        messages = row.get(key) if isinstance(row, dict) else None
+        if not messages or not isinstance(messages[-1], dict):
+            continue
+        role = messages[-1].get("role") or messages[-1].get("from")
+        if ROLES.get(str(role)) == USER:
+            unanswered = {"role": "assistant", "content": "none"}
+            return parse_row({**row, key: [*messages, unanswered]}), ""
+    sample = parse_row(row)
+    return sample, sample.turns[-1][1]
