@@ -45,6 +45,7 @@ from .generation import (
     as_set,
     check_chat_options,
     copied_keywords,
+    make_repetition_limit,
     make_thinking_budget,
     requested_setting,
     set_length,
@@ -65,6 +66,7 @@ class ChatOptions:
         mode: "think" or "no-think".
         system_message: in place of the model's own.
         thinking_budget: number of tokens after which the thinking is closed, or None.
+        max_repetitions: how often a passage may stand in a row, or None.
         verbose: whether prompt and answer are logged.
         streamer: gets the generated tokens.
         monitor: keeps the generated ids, and can stop the generation.
@@ -77,6 +79,7 @@ class ChatOptions:
     mode: str = "think"
     system_message: str | None = None
     thinking_budget: int | None = None
+    max_repetitions: int | None = None
     verbose: bool = False
     streamer: TextIteratorStreamer | None = None
     monitor: GenerationMonitor = dataclasses.field(default_factory=GenerationMonitor)
@@ -123,11 +126,12 @@ class ChatMixin:
         mode: str = "think",
         system_message: str | None = None,
         thinking_budget: int | None = None,
+        max_repetitions: int | None = None,
     ) -> Any:
         """Ask a question about images, or about none.
 
         Args:
-            tokenizer: the checkpoint's tokenizer, or its processor, whose tokenizer is taken.
+            tokenizer: the checkpoint's tokenizer, or its processor.
             pixel_values: all images of the conversation: their tiles one after another, (tiles,
                 channels, side, side); or images (PIL images or paths), one or a list of them, which
                 are tiled here; or what `encode_images` gave; or None.
@@ -143,9 +147,11 @@ class ChatMixin:
             verbose: log the prompt and the answer.
             mode: "think", or "no-think" for an answer without thinking; the same for models that do
                 not think.
-            system_message: in place of the model's own `system_message`.
+            system_message: in place of the model's own.
             thinking_budget: close `</think>` after so many tokens of thinking; without effect on
                 "no-think".
+            max_repetitions: close the thinking, or end the answer, where it repeats a passage more
+                often in a row (see `RepetitionLimit`).
 
         Returns:
             The answer, with its thinking up to `</think>` (`split_thinking` in conversation.py
@@ -153,13 +159,14 @@ class ChatMixin:
 
         Raises:
             ValueError: fewer `<image>` than images; tiles that do not match; an unknown mode; a
-                tokenizer without the image tokens; or a request that exceeds the context or leaves
-                no room after the thinking.
+                tokenizer without the image tokens; a request without room for an answer.
             GenerationInterrupted: on Ctrl-C, with what had been generated.
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         tokenizer = _tokenizer_of(tokenizer)
-        options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
+        options = ChatOptions(
+            generation_config, mode, system_message, thinking_budget, max_repetitions, verbose
+        )
         images = images_of_question(pixel_values, num_patches_list, self._tile)
         answers, histories = self._ask(tokenizer, images, [question], [history], options)
         return (answers[0], histories[0]) if return_history else answers[0]
@@ -179,6 +186,7 @@ class ChatMixin:
         mode: str = "think",
         system_message: str | None = None,
         thinking_budget: int | None = None,
+        max_repetitions: int | None = None,
     ) -> AnswerStream:
         """`chat()` as an iterator over pieces of the answer, as they are generated.
 
@@ -198,7 +206,9 @@ class ChatMixin:
             )
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         tokenizer = _tokenizer_of(tokenizer)
-        options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
+        options = ChatOptions(
+            generation_config, mode, system_message, thinking_budget, max_repetitions, verbose
+        )
 
         def ask(streamer: TextIteratorStreamer, monitor: GenerationMonitor) -> tuple[str, list]:
             streamed = dataclasses.replace(options, streamer=streamer, monitor=monitor)
@@ -225,6 +235,7 @@ class ChatMixin:
         mode: str = "think",
         system_message: str | None = None,
         thinking_budget: int | None = None,
+        max_repetitions: int | None = None,
     ) -> Any:
         """Ask several independent questions in one call; the answers are those of single calls.
 
@@ -249,7 +260,9 @@ class ChatMixin:
         """
         _check_image_tokens(IMG_START_TOKEN, IMG_END_TOKEN, IMG_CONTEXT_TOKEN)
         tokenizer = _tokenizer_of(tokenizer)
-        options = ChatOptions(generation_config, mode, system_message, thinking_budget, verbose)
+        options = ChatOptions(
+            generation_config, mode, system_message, thinking_budget, max_repetitions, verbose
+        )
         if isinstance(questions, str):
             raise ValueError(f"questions is one text, {questions!r}: pass a list, or call chat().")
         if not len(questions):
@@ -409,6 +422,16 @@ class ChatMixin:
                 tokenizer, self.conv_template, options.thinking_budget, max_new_tokens
             )
             _append(keywords, "logits_processor", budget)
+        if options.max_repetitions is not None:
+            stop_ids = sorted(as_set(requested_setting(keywords, config, "eos_token_id")))
+            limit = make_repetition_limit(
+                tokenizer,
+                self.conv_template,
+                options.max_repetitions,
+                stop_ids[0],
+                thinks=options.mode == "think",
+            )
+            _append(keywords, "logits_processor", limit)  # after the budget, which it overrules
         suppressed = SuppressedTokens(ids_of_prompts_only(tokenizer, self.conv_template))
         _append(keywords, "logits_processor", suppressed)
         _append(keywords, "stopping_criteria", options.monitor)

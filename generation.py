@@ -110,9 +110,96 @@ class ThinkingBudget(LogitsProcessor):
             return scores
         within_budget = thinking[:, : self.budget]
         closed = (within_budget == self.think_end_id).any(dim=1, keepdim=True)  # (rows, 1)
-        forced = torch.full_like(scores, float("-inf"))
-        forced[:, self.closing_ids[step]] = 0
-        return torch.where(closed, scores, forced)
+        # Another processor may have begun to close it a few tokens before, and goes on.
+        begun = thinking.new_tensor(self.closing_ids[:step])
+        taken_over = (thinking[:, self.budget :] != begun).any(dim=1, keepdim=True)
+        return torch.where(closed | taken_over, scores, only(self.closing_ids[step], scores))
+
+
+class RepetitionLimit(LogitsProcessor):
+    """Ends a loop, in which a model writes the same passage again and again.
+
+    Reasoning models fall into loops, above all where they decode greedily, and would fill the
+    context. A loop within the thinking closes the thinking, so that an answer follows; a loop in
+    the answer ends it. As in `ThinkingBudget`, all depends on the ids alone.
+
+    Args:
+        max_repetitions: how often a passage may stand in a row, at least 2. Repetitions that are
+            shorter than `MIN_LOOP` tokens together are no loop: tables and numbers have them.
+        closing_ids: the tokens that end the thinking; empty where there is none.
+        think_end_id: the id of `</think>`, or None.
+        stop_id: of the token that ends the answer.
+        prompt_length: number of ids before the first generated one in what `generate` hands over.
+
+    Raises:
+        ValueError: `max_repetitions` below 2, or no whole number.
+    """
+
+    MIN_LOOP = 100  # tokens
+    MAX_PERIOD = 400  # tokens of the longest passage that is looked for
+    CHECK_EVERY = 16  # tokens: each check makes the host wait for the GPU
+
+    def __init__(
+        self,
+        max_repetitions: int,
+        closing_ids: Iterable[int],
+        think_end_id: int | None,
+        stop_id: int,
+        prompt_length: int = 0,
+    ) -> None:
+        is_number = isinstance(max_repetitions, int) and not isinstance(max_repetitions, bool)
+        if not is_number or max_repetitions < 2:
+            raise ValueError(
+                f"max_repetitions={max_repetitions!r}: expected a whole number of at least 2, or "
+                "None."
+            )
+        self.max_repetitions = max_repetitions
+        self.closing_ids = list(closing_ids)
+        self.think_end_id = think_end_id
+        self.stop_id = stop_id
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        length = input_ids.shape[1] - self.prompt_length
+        # Tokens since the last check; a thinking that it began to close needs several.
+        step = length % self.CHECK_EVERY
+        if length < self.MIN_LOOP or step >= max(1, len(self.closing_ids)):
+            return scores
+        rows = input_ids[:, self.prompt_length :].tolist()
+        for index, row in enumerate(rows):
+            forced = self._forced_id(row[: length - step], row[length - step :])
+            if forced is not None:
+                scores = scores.clone()
+                scores[index] = only(forced, scores[index])
+        return scores
+
+    def _forced_id(self, checked: list[int], since: list[int]) -> int | None:
+        """The token that has to follow `checked` and `since`, or None."""
+        if not self.is_loop(checked):
+            return None
+        if not self.closing_ids or self.think_end_id in checked:
+            return self.stop_id if not since else None
+        if since != self.closing_ids[: len(since)]:
+            return None
+        return self.closing_ids[len(since)]
+
+    def is_loop(self, ids: list[int]) -> bool:
+        """Whether a row ends in more repetitions than are allowed."""
+        for period in range(1, self.MAX_PERIOD + 1):
+            # One repetition more than is allowed
+            needed = max(self.MIN_LOOP, period * (self.max_repetitions + 1))
+            if needed > len(ids) or ids[-1] != ids[-1 - period]:
+                continue
+            if ids[-needed:-period] == ids[period - needed :]:
+                return True
+        return False
+
+
+def only(token: int, scores: torch.Tensor) -> torch.Tensor:
+    """Scores (..., vocabulary) with which this token is the next one."""
+    forced = torch.full_like(scores, float("-inf"))
+    forced[..., token] = 0
+    return forced
 
 
 class GenerationMonitor(StoppingCriteria):
@@ -417,6 +504,29 @@ def make_thinking_budget(
             "max_new_tokens or lower the budget."
         )
     return processor
+
+
+def make_repetition_limit(
+    tokenizer: PreTrainedTokenizerBase,
+    template: Conversation,
+    max_repetitions: int,
+    stop_id: int,
+    thinks: bool,
+) -> RepetitionLimit:
+    """A `RepetitionLimit` for answers of this template.
+
+    Args:
+        stop_id: of the token that ends an answer.
+        thinks: whether the answers begin with a thinking.
+
+    Raises:
+        ValueError: `max_repetitions` below 2, or no whole number.
+    """
+    closing_ids: list[int] = []
+    think_end_id = token_id(tokenizer, THINK_END)
+    if thinks and template.opens_thinking and think_end_id is not None:
+        closing_ids = encode_segments(tokenizer, [(template.skipped_thinking, True)])
+    return RepetitionLimit(max_repetitions, closing_ids, think_end_id, stop_id, NUM_PREFIX_IDS)
 
 
 def fit_into_context(

@@ -24,6 +24,9 @@ AUTO_MAP = {
     "AutoModel": "modeling_skywork_chat.SkyworkChatModel",
     "AutoModelForCausalLM": "modeling_skywork_chat.SkyworkChatModel",
     "AutoModelForImageTextToText": "modeling_skywork_chat.SkyworkChatForConditionalGeneration",
+    "AutoModelForSequenceClassification": (
+        "modeling_skywork_chat.SkyworkChatForSequenceClassification"
+    ),
 }
 # The files that modeling_skywork_chat.py needs. It imports each of them itself, because before 5.9
 # transformers copies those files only.

@@ -1,12 +1,13 @@
 """Skywork-R1V: InternViT, pixel shuffle, an MLP projector and a Qwen2 language model.
 
-The architecture is that of the report of R1V, section 2.1. Two classes share the weights, because
-two calling conventions are in use:
+The architecture is that of the report of R1V, section 2.1. Three classes share the weights:
 
 - `SkyworkChatModel` (AutoModel, AutoModelForCausalLM) has the model card's: `chat()`,
   `batch_chat()` (chat.py), and a `generate()` that returns the new tokens only.
 - `SkyworkChatForConditionalGeneration` (AutoModelForImageTextToText) has those of transformers, for
   pipelines and trainers: `generate()` returns prompt and completion.
+- `SkyworkChatForSequenceClassification` (AutoModelForSequenceClassification) gives scores of whole
+  conversations, as a reward model does.
 
 A tile is a square image of `config.tile_size` pixels. It takes `num_image_token` tokens
 `<IMG_CONTEXT>` in the prompt, which the tile's features replace.
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast, SequenceClassifierOutputWithPast
 from transformers.utils import logging
 
 # Before 5.9 transformers copies the files that this one imports itself, and no others. So each file
@@ -669,6 +670,80 @@ class SkyworkChatForConditionalGeneration(SkyworkModelBase, GenerationMixin):
         return new_images
 
 
+class SkyworkChatForSequenceClassification(SkyworkModelBase, GenerationMixin):
+    """Scores of conversations with images: a linear head over the last token, for reward models.
+
+    `config.num_labels` is the number of scores (`from_pretrained(..., num_labels=1)`). The head is
+    new where a checkpoint has none. The language model's own head stays with the weights, so that
+    they are saved whole; it is not used, and not trained.
+    """
+
+    # The loss is a mean over rows, so that Trainer divides it by the steps that it accumulates.
+    accepts_loss_kwargs = False
+
+    def __init__(
+        self,
+        config: SkyworkChatConfig,
+        vision_model: nn.Module | None = None,
+        language_model: nn.Module | None = None,
+        use_flash_attn: bool | None = None,
+    ) -> None:
+        super().__init__(config, vision_model, language_model, use_flash_attn)
+        self.loss_type = "ForSequenceClassification"
+        num_labels: Any = config.num_labels
+        self.score = nn.Linear(config.llm_config.hidden_size, num_labels, bias=False)
+        self._init_weights(self.score)
+        self.get_output_embeddings().requires_grad_(False)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Scores of the rows, and with labels the loss.
+
+        Args:
+            input_ids: (batch, length), padded on either side.
+            pixel_values: (tiles, channels, side, side) of all rows, in the order of their tokens.
+            attention_mask: (batch, length), 0 where a row is padded; None where none is.
+            labels: see `classification_loss`.
+            inputs: what `SkyworkModelBase.forward` takes besides.
+
+        Returns:
+            `SequenceClassifierOutputWithPast` with logits (batch, num_labels).
+
+        Raises:
+            ValueError: see `embed` and `check_forward_keywords`.
+        """
+        check_forward_keywords(inputs)
+        output = self._hidden_states(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            **inputs,
+        )
+        hidden = output.last_hidden_state
+        last = torch.full((len(hidden),), hidden.shape[1] - 1, device=hidden.device)
+        if attention_mask is not None:
+            places = torch.arange(hidden.shape[1], device=hidden.device)
+            last = (attention_mask.to(hidden.device) * places).argmax(dim=-1)
+        rows = torch.arange(len(hidden), device=hidden.device)
+        logits = self.score(hidden[rows, last])
+        loss = None if labels is None else classification_loss(logits, labels)
+        scored = SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            **{CACHE_NAME: getattr(output, CACHE_NAME)},
+        )
+        return scored if return_dict is None or return_dict else scored.to_tuple()
+
+
 def _absolute_if_directory(path: Any) -> Any:
     """An absolute path, with which the checkpoint's other files are found later, from anywhere.
 
@@ -750,3 +825,29 @@ def next_token_loss(
     if torch.is_tensor(num_items_in_batch):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean loss of the scores of rows.
+
+    Args:
+        logits: (batch, scores).
+        labels: (batch,) numbers where there is one score (squared error); (batch,) indices of
+            classes (cross-entropy); or (batch, scores) of 0 and 1 for labels that do not exclude
+            each other (binary cross-entropy).
+
+    Raises:
+        ValueError: labels of another shape.
+    """
+    labels = labels.to(logits.device)
+    scores = logits.float()
+    if labels.shape == scores.shape and scores.shape[1] > 1:
+        return F.binary_cross_entropy_with_logits(scores, labels.float())
+    if labels.numel() != len(scores):
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)} and the scores {tuple(scores.shape)}: "
+            "expected one label for each row, or one for each score."
+        )
+    if scores.shape[1] == 1:
+        return F.mse_loss(scores.flatten(), labels.flatten().float())
+    return F.cross_entropy(scores, labels.flatten().long())

@@ -124,6 +124,38 @@ class SkyworkImageProcessor(BaseImageProcessor):
             data = {name: tensor.numpy() for name, tensor in data.items()}
         return BatchFeature(data=data)
 
+    def token_boxes(
+        self, width: int, height: int, tokens_per_side: int, **kwargs: Any
+    ) -> np.ndarray:
+        """Where in an image the squares lie that its image tokens stand for.
+
+        Args:
+            width, height: of the image in pixels, after it was turned the way the camera was held.
+            tokens_per_side: of a tile, 16 for a tile of 448 pixels.
+            kwargs: as for `preprocess`.
+
+        Returns:
+            float64 (tokens, 4): left, upper, right and lower edge in pixels of the image, for the
+            tokens of all tiles in the order of the prompt; those of a thumbnail come last.
+
+        Raises:
+            ValueError, TypeError: as `preprocess`.
+        """
+        settings = settings_of_call(self, kwargs)
+        boxes = []
+        for picture_width, picture_height in picture_sizes(width, height, settings, self.size):
+            columns = picture_width // self.size
+            rows = picture_height // self.size
+            token_width = width / (columns * tokens_per_side)
+            token_height = height / (rows * tokens_per_side)
+            for tile_row, tile_column in itertools.product(range(rows), range(columns)):
+                places = itertools.product(range(tokens_per_side), repeat=2)
+                for row, column in places:
+                    left = (tile_column * tokens_per_side + column) * token_width
+                    upper = (tile_row * tokens_per_side + row) * token_height
+                    boxes.append((left, upper, left + token_width, upper + token_height))
+        return np.array(boxes)
+
     def _tile_images(
         self, images: Iterable[Any], settings: ImageSettings, dtype: torch.dtype
     ) -> tuple[torch.Tensor, list[range]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -143,6 +144,19 @@ class SkyworkChatProcessor(ProcessorMixin):
     def image_seq_length(self) -> int:
         """`num_image_token` under the name that trainers and servers look for."""
         return self.num_image_token
+
+    def image_token_boxes(self, width: int, height: int, **kwargs: Any) -> Any:
+        """Where in an image each of its image tokens lies: for maps of attention or of features.
+
+        Args:
+            width, height: of the image, in pixels.
+            kwargs: settings of the image processor, as in a call.
+
+        Returns:
+            float64 (tokens, 4), in pixels; see `SkyworkImageProcessor.token_boxes`.
+        """
+        tokens_per_side = math.isqrt(self.num_image_token)
+        return self.image_processor.token_boxes(width, height, tokens_per_side, **kwargs)
 
     def convert_tokens_to_ids(self, tokens: str | list[str]) -> int | list[int]:
         """As the tokenizer's."""

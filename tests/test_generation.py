@@ -34,14 +34,15 @@ def plain(nano_model, nano_tokenizer):
 
 
 class TestThinkingBudget:
-    @pytest.mark.parametrize("budget, scores_row, why", [
-        (3, "free", "not yet spent"), (2, "closing 0", "spent now"),
-        (1, "closing 1", "in the middle of closing"), (0, "free", "closed already"),
+    @pytest.mark.parametrize("budget, ids, scores_row, why", [
+        (3, [1, 2], "free", "not yet spent"), (2, [1, 2], "closing 0", "spent now"),
+        (1, [1, 5], "closing 1", "in the middle of closing"), (0, [5, 6], "free", "closed already"),
+        (1, [1, 6], "free", "something else has closed it meanwhile"),
     ])  # fmt: skip
-    def test_forces_by_position_alone(self, budget, scores_row, why):
+    def test_forces_by_the_ids_alone(self, budget, ids, scores_row, why):
         processor = generation.ThinkingBudget(budget, [5, 6], think_end_id=6)
         scores = torch.arange(8.0)[None]
-        result = processor(torch.tensor([[1, 2]]), scores)
+        result = processor(torch.tensor([ids]), scores)
         if scores_row == "free":
             assert torch.equal(result, scores), why
         else:
@@ -129,6 +130,114 @@ class TestThinkingBudget:
         budget = generation.ThinkingBudget(5, closing, end, prompt_length=length)
         ids = nano_standard.generate(**prompt, **GREEDY, logits_processor=[budget])
         assert ids[0, length + 5 : length + 5 + len(closing)].tolist() == closing
+
+
+class TestRepetitionLimit:
+    """Passages that stand more often in a row than is allowed end the thinking or the answer."""
+
+    CLOSING = [5, 6, 7]
+    THINK_END = 6
+    STOP = 9
+    LOOP = [1, 2, 3, 4]
+
+    def limit(self, max_repetitions=3, closing_ids=CLOSING, prompt_length=0):
+        return generation.RepetitionLimit(
+            max_repetitions, closing_ids, self.THINK_END, self.STOP, prompt_length
+        )
+
+    def next_of(self, limit, *rows):
+        """The forced id of each row, or None."""
+        scores = torch.arange(12.0).repeat(len(rows), 1)
+        result = limit(torch.tensor(rows), scores)
+        forced = []
+        for row in result:
+            forced.append(int(row.argmax()) if row.isinf().sum() == len(row) - 1 else None)
+        return forced
+
+    @pytest.mark.parametrize(("ids", "is_loop", "why"), [
+        (LOOP * 28, True, "28 times the same four"),
+        (LOOP * 24, False, "fewer than 100 tokens: tables and numbers have such"),
+        ([8] * 112, True, "one token"),
+        (list(range(112)), False, "no token twice"),
+        (list(range(40)) * 4, True, "four times a passage of 40, where three are allowed"),
+        (list(range(40)) * 3, False, "as often as is allowed"),
+        ([99] * 7 + list(range(300)) * 4, True, "a long passage, behind something else"),
+        (list(range(40)) * 4 + [50], False, "it has ended by itself"),
+    ])  # fmt: skip
+    def test_what_a_loop_is(self, ids, is_loop, why):
+        assert self.limit().is_loop(ids) == is_loop, why
+
+    def test_closes_the_thinking_token_by_token_and_then_is_silent(self):
+        row = self.LOOP * 28  # 112 tokens, where it looks
+        for forced in [*self.CLOSING, None, None]:
+            assert self.next_of(self.limit(), row) == [forced]
+            row = [*row, 11 if forced is None else forced]
+
+    def test_looks_every_16_tokens(self):
+        for more in range(1, 16):
+            assert self.next_of(self.limit(), (self.LOOP * 40)[: 112 + more]) == [None]
+
+    @pytest.mark.parametrize(("before", "closing", "why"), [
+        ([6] + [8] * 15, CLOSING, "the thinking is closed"),
+        ([], [], "there is no thinking"),
+    ])  # fmt: skip
+    def test_ends_the_answer(self, before, closing, why):
+        row = [*before, *self.LOOP * 28]
+        assert self.next_of(self.limit(closing_ids=closing), row) == [self.STOP], why
+
+    def test_each_row_by_itself(self):
+        rows = [self.LOOP * 28, list(range(112))]
+        assert self.next_of(self.limit(), *rows) == [5, None]
+
+    def test_the_prompt_does_not_count(self):
+        row = [6] * 10 + self.LOOP * 28
+        assert self.next_of(self.limit(prompt_length=10), row) == [5]
+
+    def test_a_budget_leaves_a_closing_that_has_begun_alone(self):
+        row = self.LOOP * 28
+        budget = generation.ThinkingBudget(113, self.CLOSING, self.THINK_END)
+        limit = self.limit()
+        written = []
+        for _ in range(6):
+            scores = torch.zeros(1, 12)
+            scores[0, 11] = 1.0  # what the model would write
+            ids = torch.tensor([row])
+            written.append(int(limit(ids, budget(ids, scores)).argmax()))
+            row = [*row, written[-1]]
+        assert written == [5, 6, 7, 11, 11, 11]
+
+    @pytest.mark.parametrize("value", [1, 0, -3, 2.5, True, "4"])
+    def test_rejects(self, value, nano_model, nano_tokenizer):
+        with pytest.raises(ValueError, match="max_repetitions"):
+            nano_model.chat(nano_tokenizer, None, "Hi", GREEDY, max_repetitions=value)
+
+    @pytest.mark.parametrize("mode", ["think", "no-think"])
+    def test_chat_ends_what_would_fill_the_context(self, nano_model, nano_tokenizer, mode):
+        """A processor of the caller makes the model stammer until it may close its thinking."""
+        word = nano_tokenizer(" shape", add_special_tokens=False)["input_ids"][0]
+        end = nano_tokenizer.convert_tokens_to_ids("</think>")
+
+        def stammer(input_ids, scores):
+            if mode == "think" and (input_ids == end).any():
+                return scores
+            return generation.only(word, scores)
+
+        options = {"do_sample": False, "max_new_tokens": 200, "logits_processor": [stammer]}
+        endless = nano_model.chat(nano_tokenizer, None, "Hi", options, mode=mode)
+        answer = nano_model.chat(nano_tokenizer, None, "Hi", options, mode=mode, max_repetitions=4)
+        assert len(nano_tokenizer(endless)["input_ids"]) > 190
+        repeated, closed, _ = answer.partition("</think>")
+        assert len(nano_tokenizer(repeated)["input_ids"]) < 120
+        assert bool(closed) == (mode == "think")
+
+    def test_leaves_other_answers_alone(self, nano_model, nano_tokenizer):
+        images = [CALCULATION, COUNTING]
+        questions = ["Calculate.", "Count the shapes."]
+        expected = comparison.ask(nano_model.batch_chat, nano_tokenizer, images, questions, GREEDY)
+        limited = comparison.ask(
+            nano_model.batch_chat, nano_tokenizer, images, questions, GREEDY, max_repetitions=2
+        )
+        assert limited.texts == expected.texts
 
 
 class TestStopping:

@@ -9,6 +9,7 @@ import base64
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -632,3 +633,38 @@ def test_a_processor_built_from_its_parts(nano_processor):
     token = nano_processor.image_token
     assert built.convert_tokens_to_ids(token) == nano_processor.image_token_id
     assert built.convert_tokens_to_ids([token, token]) == 2 * [nano_processor.image_token_id]
+
+
+@pytest.mark.parametrize(("size", "settings", "why"), [
+    ((112, 112), {}, "one tile"),
+    ((300, 200), {}, "several tiles and a thumbnail"),
+    ((90, 500), {"max_dynamic_patch": 4}, "a tall one, with a setting of the call"),
+    ((500, 300), {"use_thumbnail": False}, "no thumbnail"),
+])  # fmt: skip
+def test_boxes_of_image_tokens(nano_model, nano_processor, size, settings, why):
+    """Each pixel's colour is its place; the model's pixel shuffle says which token has it."""
+    width, height = size
+    places = np.zeros((height, width, 3), np.float32)
+    places[..., 0] = (np.arange(width) + 0.5) / width
+    places[..., 1] = ((np.arange(height) + 0.5) / height)[:, None]
+    picture = Image.fromarray((places * 255).astype(np.uint8))
+    image_processor = nano_processor.image_processor
+    tiles = image_processor(picture, **settings)["pixel_values"]
+    std = torch.tensor(image_processor.image_std)[:, None, None]
+    mean = torch.tensor(image_processor.image_mean)[:, None, None]
+    patches = torch.nn.functional.avg_pool2d(tiles * std + mean, 14)[:, :2]
+    merged = nano_model.pixel_shuffle(patches.permute(0, 2, 3, 1).contiguous())
+    # (tokens, 4 patches, x and y)
+    seen = merged.reshape(-1, 4, 2).mean(dim=1) * torch.tensor([width, height])
+    boxes = torch.from_numpy(nano_processor.image_token_boxes(width, height, **settings))
+    assert len(boxes) == len(tiles) * nano_processor.num_image_token, why
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    # Pixels of 8 bits and a bicubic filter at the edges move what is seen by up to 1 % of a side.
+    distance = (centres - seen).abs() / torch.tensor([width, height])
+    assert distance.max() < 0.01, why
+    assert boxes.min() >= 0 and (boxes[:, 2:] <= torch.tensor([width, height]) + 1e-6).all()
+
+
+def test_boxes_refuse_what_the_processor_refuses(nano_processor):
+    with pytest.raises(TypeError, match="tiles_at_most"):
+        nano_processor.image_token_boxes(10, 10, tiles_at_most=3)
