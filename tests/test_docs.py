@@ -38,6 +38,7 @@ FILES_OF_USERS = (
     "results.json",
     "rewards.png",
     "completions.jsonl",
+    "completions.html",
     "selection.jsonl",
     "data.jsonl",
     "report.json",

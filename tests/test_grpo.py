@@ -1,7 +1,9 @@
 """GRPO on the nano checkpoint: a few steps, mixed prompts, going on after a kill, and refusals."""
 
+import copy
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 from tests import checkpoints, trainers
-from training import grpo, grpo_recipe
+from tests.fake_endpoint import FakeEndpoint
+from training import grpo, grpo_recipe, sample_buffer
 from training.grpo_data import load_prompts, prompt_of
+from training.raters import RewardSettings, make_rater
+from training.reward_model import ModelReward
 from training.rows import SampleError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,7 +120,7 @@ def test_a_killed_training_goes_on_to_the_same_rewards(data, tmp_path):
     histories = {}
     for name in ("whole", "killed"):
         folder = tmp_path / name
-        line = arguments(data, folder, max_steps=4, save_total_limit=4)
+        line = arguments(data, folder, max_steps=4, save_total_limit=4, sample_buffer=4)
         command = [sys.executable, "-m", "training.grpo", *line]
         if name == "killed":
             process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -124,14 +130,23 @@ def test_a_killed_training_goes_on_to_the_same_rewards(data, tmp_path):
                 time.sleep(0.05)
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+            assert len((folder / "log.jsonl").read_text().splitlines()) >= 2  # as it goes
+            assert (folder / "rewards.png").exists()
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         log = [json.loads(row) for row in (folder / "log.jsonl").read_text().splitlines()]
         histories[name] = [
-            (entry["step"], entry["reward"], entry["completions/mean_length"])
+            (
+                entry["step"],
+                entry["reward"],
+                entry["completions/mean_length"],
+                entry["groups_from_buffer"],
+            )
             for entry in log
             if "reward" in entry
         ]
-    assert len(histories["whole"]) == 4
+        rows = (folder / "completions.jsonl").read_text().splitlines()
+        histories[name].append([json.loads(row)["completion"] for row in rows])
+    assert len(histories["whole"]) == 4 + 1 and len(histories["whole"][-1]) == 4 * 8
     assert histories["killed"] == histories["whole"]
 
 
@@ -142,6 +157,12 @@ REFUSED = [
     ({"eval_share": 0.1}, "eval_share=0.1 has no effect in GRPO: score the result"),
     ({"train": "mouth"}, "train"),
     ({"num_generations": 3}, "divisible"),
+    ({"rewards": "model"}, "the settings of its reward model go together"),
+    ({"reward_model": '{"kind": "solution"}'}, "the settings of its reward model go together"),
+    ({"rewards": "model", "reward_model": '{"kind": "oracle"}'}, "kind 'oracle'"),
+    ({"rewards": "model", "reward_model": '{"sort": "solution"}'}, "unexpected keyword.*sort"),
+    ({"sample_buffer": -1}, "sample_buffer=-1"),
+    ({"beta": 0.04, "sync_ref_model": True}, "sync_ref_model=True"),
     ({"num_iterations": 2, "save_steps": 3}, "expected a multiple of 2"),
 ]
 
@@ -159,6 +180,194 @@ def test_recipes_parse(recipe, tmp_path):
     parsed, config = grpo_recipe.parse([*line, "--bf16", "false", "--use_vllm", "false"])
     assert parsed.train == ["mlp1"] and config.num_generations == 8 and config.temperature == 1.0
 
+
+# -- reward models ---------------------------------------------------------------------------------
+
+COLUMNS = {
+    "question": ["What is 12 + 34?"] * 3,
+    "image_paths": [[], [], [str(IMAGES / "chart_1.png")]],
+    "solution": ["46"] * 3,
+    "kind": ["mathematics"] * 3,
+    "options": [[]] * 3,
+}
+
+
+def test_the_reward_of_a_served_reward_model(tmp_path):
+    """Its rating of 0 to 5 becomes 0 to 1; a completion that it does not rate has none."""
+    endpoint = FakeEndpoint({})
+    endpoint.reply_to_judge = lambda text: {
+        "a": "Rating: 5", "b": "Rating: 1.5", "c": "It is good.",
+    }[text.split("Answer:\n")[1][0]]  # fmt: skip
+    endpoint.judge_faults = ["429", "cut"]
+    completions = [[{"role": "assistant", "content": text}] for text in ("a", "b", "c")]
+    with endpoint.serving() as url:
+        settings = RewardSettings("endpoint", "judge", [url], concurrency=1)
+        reward = ModelReward(make_rater(settings, tmp_path / "ratings.sqlite"))
+        assert reward(completions, **COLUMNS) == [1.0, 0.3, None]
+        asked = len(endpoint.bodies)
+        assert reward(completions[:2], **COLUMNS) == [1.0, 0.3]
+        assert len(endpoint.bodies) == asked  # kept: nothing is paid twice
+    kinds = [part["type"] for part in endpoint.bodies[-1]["messages"][0]["content"]]
+    assert kinds == ["image_url", "text"]
+
+
+def test_the_sum_of_rules_and_reward_model(data, tmp_path):
+    """R1V2's reward, in a step of training: the sum of the three."""
+    folder = tmp_path / "run"
+    recipe, config = grpo_recipe.parse(arguments(
+        data, folder, max_steps=1, reward_model='{"kind": "solution"}', sample_buffer=4
+    ) + ["--rewards", "accuracy", "format", "model"])  # fmt: skip
+    grpo.train(recipe, config)
+    (entry,) = [
+        row for row in map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+        if "reward" in row
+    ]  # fmt: skip
+    parts = [entry[f"rewards/{name}_reward/mean"] for name in ("accuracy", "format", "model")]
+    assert entry["reward"] == pytest.approx(sum(parts), abs=1e-5)
+    assert entry["groups_from_buffer"] == 0.0  # there is nothing in it yet
+    page = (folder / "completions.html").read_text()
+    assert page.count("<article>") == 4 and page.count("<details>") == 8
+    assert page.count('src="data:image/jpeg;base64,') == 4  # one, one, two and none
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+
+
+# -- the reference of the KL term ------------------------------------------------------------------
+
+
+def test_the_reference_is_a_copy_of_the_model_at_the_start(data, tmp_path):
+    """TRL's own reference is the whole model, loaded once more, as it is here."""
+    recipe, config = grpo_recipe.parse(
+        arguments(data, tmp_path / "run", max_steps=3, beta=0.04, learning_rate=1e-2)
+    )
+    trainer = grpo.make_trainer(recipe, config)
+    start = AutoModelForImageTextToText.from_pretrained(
+        checkpoints.NANO, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
+    trainer.train()
+    assert trainer.args.beta == trainer.beta == 0.04
+    kl = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-4
+    trainer.model.eval()
+    inputs = {
+        "input_ids": torch.tensor([[1023] * 16 + [7, 8, 9]]),
+        "pixel_values": torch.ones(1, 3, 112, 112),
+    }
+    with torch.no_grad():
+        expected = start(**inputs).logits
+        torch.testing.assert_close(trainer.ref_model(**inputs).logits, expected)
+        assert (trainer.model(**inputs).logits - expected).abs().max() > 0.1
+
+
+def test_sharded_weights_are_refused(data, tmp_path, monkeypatch):
+    recipe, config = grpo_recipe.parse(arguments(data, tmp_path / "run"))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="not with FSDP or ZeRO-3"):
+        grpo.make_trainer(recipe, config)
+
+
+# -- the sample buffer -----------------------------------------------------------------------------
+
+
+def batch_of(*groups):
+    """A batch as TRL's, of groups (advantages, prompt length, completion lengths, tiles)."""
+    rows = []
+    for number, (advantages, prompt, completions, tiles) in enumerate(groups):
+        for advantage, length in zip(advantages, completions):
+            rows.append((number, advantage, prompt, length, tiles))
+    longest_prompt = max(row[2] for row in rows)
+    longest = max(row[3] for row in rows)
+    batch = {
+        "prompt_ids": torch.zeros(len(rows), longest_prompt, dtype=torch.long),
+        "prompt_mask": torch.zeros(len(rows), longest_prompt, dtype=torch.long),
+        "completion_ids": torch.zeros(len(rows), longest, dtype=torch.long),
+        "completion_mask": torch.zeros(len(rows), longest, dtype=torch.long),
+        "old_per_token_logps": torch.zeros(len(rows), longest),
+        "advantages": torch.tensor([row[1] for row in rows]),
+        "num_items_in_batch": torch.tensor(sum(row[3] for row in rows)),
+    }
+    tiles = []
+    for place, (number, _, prompt, length, count) in enumerate(rows):
+        batch["prompt_ids"][place, longest_prompt - prompt :] = 100 + number
+        batch["prompt_mask"][place, longest_prompt - prompt :] = 1
+        batch["completion_ids"][place, :length] = 1000 + place
+        batch["completion_mask"][place, :length] = 1
+        batch["old_per_token_logps"][place, :length] = -float(place + 1)
+        tiles.append(torch.full((count, 3, 2, 2), float(number)))
+    if sum(map(len, tiles)):
+        batch["pixel_values"] = torch.cat(tiles)
+        batch["num_images"] = [int(len(of_row) > 0) for of_row in tiles]
+        batch["num_tiles"] = [len(of_row) for of_row in tiles]
+    return batch
+
+
+TAUGHT = ([1.0, -1.0], 3, [2, 5], 3)
+EMPTY = ([0.0, 0.0], 7, [4, 4], 1)
+TEXT = ([0.5, -0.5], 2, [1, 1], 0)
+
+
+@pytest.mark.parametrize("groups", [
+    [TAUGHT, EMPTY], [EMPTY, TEXT, TAUGHT], [TEXT], [TEXT, TEXT], [TAUGHT],
+])  # fmt: skip
+def test_groups_of_a_batch_make_the_batch_again(groups):
+    batch = batch_of(*groups)
+    again = sample_buffer.join(sample_buffer.split(batch, 2), batch)
+    assert again.keys() == batch.keys()
+    for name, value in batch.items():
+        assert torch.equal(again[name], value) if torch.is_tensor(value) else again[name] == value
+
+
+def test_an_empty_group_is_replaced_by_one_that_taught():
+    buffer = sample_buffer.SampleBuffer(capacity=4, size=2, seed=0)
+    first, share = buffer.exchange(batch_of(TAUGHT, EMPTY))
+    assert share == 0 and torch.equal(first["advantages"], torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    batch = batch_of(EMPTY, TEXT)
+    before = {name: copy.deepcopy(value) for name, value in batch.items()}
+    second, share = buffer.exchange(batch)
+    assert share == 0.5
+    assert second["advantages"].tolist() == [1.0, -1.0, 0.5, -0.5]
+    assert second["prompt_ids"].tolist() == [[100] * 3, [100] * 3, [0, 101, 101], [0, 101, 101]]
+    assert second["completion_ids"][:2].tolist() == [[1000] * 2 + [0] * 3, [1001] * 5]
+    assert second["old_per_token_logps"][1].tolist() == [-2.0] * 5
+    assert second["num_tiles"] == [3, 3, 0, 0] and second["num_images"] == [1, 1, 0, 0]
+    assert second["pixel_values"].shape[0] == 6 and (second["pixel_values"] == 0).all()
+    for name, value in before.items():  # the caller's batch is as it was
+        assert torch.equal(batch[name], value) if torch.is_tensor(value) else batch[name] == value
+
+
+def test_groups_are_drawn_by_their_advantages_and_the_oldest_are_forgotten():
+    buffer = sample_buffer.SampleBuffer(capacity=2, size=2, seed=0)
+    buffer.exchange(batch_of(([9.0, -9.0], 1, [1, 1], 0)))
+    buffer.exchange(batch_of(([3.0, -3.0], 1, [1, 1], 0), ([1.0, -1.0], 1, [1, 1], 0)))
+    drawn = []
+    for _ in range(400):
+        batch, share = buffer.exchange(batch_of(EMPTY))
+        assert share == 1.0
+        drawn.append(float(batch["advantages"][0]))
+    assert set(drawn) == {3.0, 1.0}
+    assert 0.68 < drawn.count(3.0) / 400 < 0.82  # three quarters, by |advantage|
+
+
+def test_a_buffer_goes_on_where_it_was(tmp_path):
+    buffer = sample_buffer.SampleBuffer(capacity=3, size=2, seed=0)
+    buffer.exchange(batch_of(TAUGHT, TEXT))
+    torch.save(buffer.state(), tmp_path / "state.pt")
+    again = sample_buffer.SampleBuffer(capacity=3, size=2, seed=5)
+    again.load(torch.load(tmp_path / "state.pt", weights_only=True))
+    for _ in range(5):
+        one, _ = buffer.exchange(batch_of(EMPTY))
+        other, _ = again.exchange(batch_of(EMPTY))
+        assert torch.equal(one["completion_ids"], other["completion_ids"])
+
+
+def test_what_a_buffer_cannot_replace_is_named():
+    buffer = sample_buffer.SampleBuffer(capacity=3, size=2, seed=0)
+    with pytest.raises(ValueError, match="tool_mask"):
+        buffer.exchange({**batch_of(TAUGHT), "tool_mask": torch.ones(2, 5)})
+    with pytest.raises(ValueError, match="no multiple of num_generations=3"):
+        sample_buffer.SampleBuffer(3, 3, 0).exchange(batch_of(TAUGHT))
+
+
+# -- data ------------------------------------------------------------------------------------------
 
 BAD_ROWS = [
     # row, error, what it names

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import Qwen2Config, Qwen2ForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
+)
 
 from tests import checkpoints, trainers
 from tests.fake_endpoint import FakeEndpoint
@@ -232,7 +236,8 @@ def test_rating_by_a_classifier(tmp_path, nano_tokenizer):
         tokenize=False,
     )
     inputs = nano_tokenizer(text, return_tensors="pt", add_special_tokens=False)
-    logit = float(model.eval()(**inputs).logits[0, 0])
+    with torch.no_grad():
+        logit = float(model.eval()(**inputs).logits[0, 0])
     expected = {
         (logit - 1, logit + 1): 2.5,
         (logit - 4, logit + 1): 4.0,
@@ -241,6 +246,42 @@ def test_rating_by_a_classifier(tmp_path, nano_tokenizer):
     for (low, high), rating in expected.items():
         ((_, found),) = ClassifierRater(str(tmp_path), low, high).rate([sample])
         assert found == pytest.approx(rating, abs=1e-3)
+
+
+def test_a_classifier_of_text_says_that_it_sees_no_images(tmp_path, nano_tokenizer, caplog):
+    config = Qwen2Config(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=len(nano_tokenizer), num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path)
+    nano_tokenizer.save_pretrained(tmp_path)
+    sample = Rated("What is it?", [str(IMAGES / "chart_1.png")], "A chart.", "x", "text", ())
+    list(ClassifierRater(str(tmp_path), -1, 1).rate([sample]))
+    assert "reads text alone" in caplog.text
+
+
+def test_a_classifier_of_this_package_sees_the_images(tmp_path, nano_processor):
+    """Its logit is that of the processor's inputs, and another picture has another one."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        checkpoints.NANO, num_labels=1, torch_dtype=torch.float32, trust_remote_code=True
+    ).eval()
+    model.save_pretrained(tmp_path)
+    ratings = []
+    for name in ("chart_1.png", "counting_1.png"):
+        image = str(IMAGES / name)
+        sample = Rated("What is it?", [image], "A chart.", "x", "text", ())
+        parts = [{"type": "image", "path": image}, {"type": "text", "text": "What is it?"}]
+        inputs = nano_processor.apply_chat_template(
+            [{"role": "user", "content": parts}, {"role": "assistant", "content": "A chart."}],
+            tokenize=True, return_dict=True, return_tensors="pt",
+        )  # fmt: skip
+        with torch.no_grad():
+            logit = float(model(**inputs).logits[0, 0])
+        ((_, rating),) = ClassifierRater(str(tmp_path), logit - 1, logit + 3).rate([sample])
+        assert rating == pytest.approx(1.25, abs=1e-3)
+        ratings.append(logit)
+    assert abs(ratings[0] - ratings[1]) > 1e-3
 
 
 def test_request_of_a_rating_has_images_question_and_answer():

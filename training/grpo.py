@@ -11,7 +11,7 @@ in `train` is frozen, and shown to be unchanged at the end. Run again after an i
 on from the last complete checkpoint.
 
 The output directory holds `checkpoint-*` while training, then what `save` names; `log.jsonl`,
-`rewards.png`, `completions.jsonl` and `summary.json`.
+`rewards.png`, `completions.jsonl`, `completions.html` and `summary.json`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from transformers import AutoConfig, AutoProcessor
 
 import durable
 from remote_code import conversation
-from training import sft
+from training import grpo_page, sft
 from training.frozen import assert_frozen
 from training.grpo_data import load_prompts
-from training.grpo_recipe import REWARDS, GrpoArguments, GrpoConfig, parse
+from training.grpo_recipe import MODEL, RULES, GrpoArguments, GrpoConfig, parse
 from training.grpo_trainer import GrpoTrainer
-from training.progress import plot_rewards, write_log
+from training.progress import REWARD_PLOT_FILE, plot_rewards, write_log
+from training.raters import make_rater
 from training.recipe import lora_config
 from training.results import count_trained, first_and_last, save_results
 from training.resume import check_same_run, describe_run
+from training.reward_model import ModelReward
 
+RATINGS_FILE = "ratings.sqlite"
 LOGGED = ("reward", "completions/mean_length", "frac_reward_zero_std", "entropy", "kl")
-PLOT_FILE = "rewards.png"
 
 
 def train(recipe: GrpoArguments, config: GrpoConfig) -> dict[str, Any]:
@@ -69,8 +71,14 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
     """Everything up to the first step: checks, data, model, frozen parts.
 
     Raises:
-        FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit.
+        FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit; or
+            weights that are to be shared out over processes.
     """
+    if sft.is_sharded(config):
+        raise ValueError(
+            "GRPO runs on GPUs that hold the whole model each (DDP), not with FSDP or ZeRO-3: "
+            "`python -m memory.grpo RECIPE --gpu-gb …` says what a GPU needs."
+        )
     if not torch.cuda.is_available():
         config.dataloader_pin_memory = False  # there is no other memory to copy to
     prompts = load_prompts(recipe.data, recipe.image_root)
@@ -81,13 +89,15 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
     if config.process_index == 0:
         described = describe_run(recipe, config, prompts.fingerprint)
         check_same_run(str(config.output_dir), described)
+    folder = Path(str(config.output_dir))
+    folder.mkdir(parents=True, exist_ok=True)
     keywords: Any = config.model_init_kwargs or {}
-    model = sft.load_model(recipe, is_sharded=False, keywords=keywords)
+    model = sft.load_model(recipe, shards=False, keywords=keywords)
     config.model_init_kwargs = None  # done
     return GrpoTrainer(
         model,
         args=config,
-        reward_funcs=reward_functions(recipe, model_config.template),
+        reward_funcs=reward_functions(recipe, model_config.template, folder),
         train_dataset=prompts.dataset,
         processing_class=processor,
         peft_config=lora_config(recipe),
@@ -95,10 +105,25 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
     )
 
 
-def reward_functions(recipe: GrpoArguments, template: str) -> list[Any]:
-    """The recipe's rewards, which know whether the prompt opens the thinking."""
+def reward_functions(recipe: GrpoArguments, template: str, folder: Path) -> list[Any]:
+    """The recipe's rewards, which know whether the prompt opens the thinking.
+
+    Args:
+        template: of the model's conversations.
+        folder: of the training, for the replies of a reward model.
+
+    Raises:
+        ValueError: a reward model that cannot be reached or does not fit.
+    """
     opened = conversation.get_conv_template(template).opens_thinking
-    return [functools.partial(REWARDS[name], thinking_opened=opened) for name in recipe.rewards]
+    functions: list[Any] = []
+    for name in recipe.rewards:
+        if name == MODEL:
+            settings: Any = recipe.reward_settings()
+            functions.append(ModelReward(make_rater(settings, folder / RATINGS_FILE)))
+        else:
+            functions.append(functools.partial(RULES[name], thinking_opened=opened))
+    return functions
 
 
 def summarize(trainer: GrpoTrainer, seconds: float, unchanged: int) -> dict[str, Any]:
@@ -125,7 +150,8 @@ def write_results(trainer: GrpoTrainer, recipe: GrpoArguments, summary: dict[str
     save_results(trainer, recipe, folder)
     history = trainer.state.log_history
     write_log(history, folder)
-    plot_rewards(history, folder / PLOT_FILE)
+    plot_rewards(history, folder / REWARD_PLOT_FILE)
+    grpo_page.write(folder)
     summary["results"] = {name: durable.sizes_of_files(folder / name) for name in recipe.save}
     durable.write_json(folder / "summary.json", summary)
 

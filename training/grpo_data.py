@@ -23,8 +23,8 @@ class Prompts(NamedTuple):
     """Prompts of a training.
 
     Attributes:
-        dataset: columns prompt (messages with parts), images (opened when they are read),
-            solution, kind and options.
+        dataset: columns prompt (messages with parts), images (opened when they are read) and
+            image_paths, question (its text, with earlier turns), solution, kind and options.
         fingerprint: changes with the data.
     """
 
@@ -64,11 +64,20 @@ def columns_of(row: SolvedRow) -> dict[str, Any]:
     """The columns of a row that was read."""
     return {
         "prompt": _messages(row.sample),
+        "question": question_text(row.sample),
         "images": [{"path": str(path), "bytes": None} for path in row.images],
+        "image_paths": [str(path) for path in row.images],
         "solution": row.right.gold,
         "kind": row.right.kind,
         "options": list(row.right.options),
     }
+
+
+def question_text(sample: ChatSample) -> str:
+    """The last question of a conversation, with what was said before it."""
+    *earlier, (question, _) = sample.turns
+    turns = [text for turn in earlier for text in turn]
+    return "\n".join([*turns, question]).replace(IMAGE, "").strip()
 
 
 def _messages(sample: ChatSample) -> list[dict[str, Any]]:

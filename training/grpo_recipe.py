@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 # trl exports its names lazily, which static tools do not see
 from trl import GRPOConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage]
 
+from training.raters import RewardSettings
 from training.recipe import RecipeArguments
 from training.rewards import accuracy_format_reward, accuracy_reward, format_reward
 
-REWARDS: dict[str, Callable[..., list[Any]]] = {
+MODEL = "model"  # the reward of a reward model
+RULES: dict[str, Callable[..., list[Any]]] = {
     "accuracy": accuracy_reward,
     "format": format_reward,
     "accuracy_format": accuracy_format_reward,
 }
+REWARDS = (*RULES, MODEL)
 # Fields of a recipe that would change nothing, and why
 WITHOUT_EFFECT = {
     "long_samples": "a prompt is never cut",
@@ -46,6 +50,17 @@ class GrpoArguments(RecipeArguments):
         default_factory=lambda: ["accuracy", "format"],
         metadata={"help": f"Rewards that are added up (reward_weights): {', '.join(REWARDS)}."},
     )
+    reward_model: dict[str, Any] | str | None = dataclasses.field(
+        default=None,
+        metadata={"help": "The reward model of the reward `model`; see training/raters.py."},
+    )
+    sample_buffer: int = dataclasses.field(
+        default=0,
+        metadata={
+            "help": "Groups that are kept, to come again in the place of those that teach nothing "
+            "(training/sample_buffer.py); 0 for none."
+        },
+    )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -57,7 +72,31 @@ class GrpoArguments(RecipeArguments):
         unknown = [name for name in self.rewards if name not in REWARDS]
         if unknown or not self.rewards:
             raise ValueError(f"rewards={self.rewards}: expected some of {', '.join(REWARDS)}.")
+        if (MODEL in self.rewards) != (self.reward_model is not None):
+            raise ValueError(
+                f"rewards={self.rewards} and reward_model={self.reward_model!r}: the reward "
+                f"{MODEL!r} and the settings of its reward model go together."
+            )
+        self.reward_settings()
+        if self.sample_buffer < 0:
+            raise ValueError(f"sample_buffer={self.sample_buffer}: expected a number of groups.")
         super().__post_init__()
+
+    def reward_settings(self) -> RewardSettings | None:
+        """What the recipe says of its reward model.
+
+        Raises:
+            ValueError: it says something else.
+        """
+        if self.reward_model is None:
+            return None
+        values = self.reward_model
+        if isinstance(values, str):  # from the command line
+            values = json.loads(values)
+        try:
+            return RewardSettings(**values)
+        except TypeError as error:
+            raise ValueError(f"reward_model={self.reward_model!r}: {error}") from error
 
 
 @dataclasses.dataclass
@@ -65,12 +104,18 @@ class GrpoConfig(GRPOConfig):
     """TRL's settings, of which prompts keep all columns of the data.
 
     Raises:
-        ValueError: checkpoints between the uses of a batch of completions.
+        ValueError: checkpoints between the uses of a batch of completions, or a reference that
+            changes.
     """
 
     def __post_init__(self) -> None:
         self.remove_unused_columns = False
         super().__post_init__()
+        if self.sync_ref_model:
+            raise ValueError(
+                "sync_ref_model=True: the reference is the model at the start, and stays so. Leave "
+                "it out."
+            )
         uses = (self.steps_per_generation or 1) * self.num_iterations
         uses //= self.gradient_accumulation_steps
         if self.save_strategy == "steps" and uses > 1 and self.save_steps % uses:

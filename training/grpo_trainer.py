@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
 # trl exports its names lazily, which static tools do not see
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl.trainer.utils import RepeatSampler
 
+import durable
+from training.grpo_recipe import GrpoArguments, GrpoConfig
 from training.parts_trainer import PartsTrainer
+from training.progress import REWARD_PLOT_FILE, ProgressLog, plot_rewards
 from training.rewards import text_of
+from training.sample_buffer import SampleBuffer
 
 COMPLETIONS_FILE = "completions.jsonl"
 
@@ -22,8 +32,32 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
     """GRPOTrainer whose checkpoints hold what trains, without the frozen 38 billion parameters.
 
     Args:
-        arguments, keywords: those of PartsTrainer and GRPOTrainer.
+        model: of which some parameters train.
+        args: settings of TRL.
+        recipe: says what trains, and whether there is a buffer of samples.
+        keywords: those of PartsTrainer and GRPOTrainer.
     """
+
+    def __init__(
+        self, model: Any, args: GrpoConfig, recipe: GrpoArguments, **keywords: Any
+    ) -> None:
+        # TRL would load the whole model once more for the KL term. Adapters need no copy there.
+        beta = args.beta
+        needs_reference = beta != 0 and keywords.get("peft_config") is None
+        if needs_reference:
+            args = copy.copy(args)
+            args.beta = 0.0
+        super().__init__(model, args=args, recipe=recipe, **keywords)
+        if needs_reference:
+            args.beta = self.beta = beta
+            self.ref_model = StartingModel(self.accelerator.unwrap_model(self.model))
+        self.add_callback(ProgressLog(plot_rewards, REWARD_PLOT_FILE))
+        self.add_callback(ForgetLaterCompletions())
+        self.sample_buffer: SampleBuffer | None = None
+        if recipe.sample_buffer:
+            seed = self.args.seed + self.args.process_index
+            size: Any = self.num_generations
+            self.sample_buffer = SampleBuffer(recipe.sample_buffer, size, seed)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         """As GRPOTrainer's, with an order that depends on the epoch alone."""
@@ -38,28 +72,127 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
         )
 
     def _generate_and_score_completions(self, inputs: Any) -> Any:
-        """As GRPOTrainer's; then the completions, with their rewards, go into a file."""
+        """As GRPOTrainer's; the completions go into a file, and groups into the buffer."""
         scored = super()._generate_and_score_completions(inputs)
-        if self.is_world_process_zero() and self.model.training:
-            self._write_completions(len(inputs) * self.accelerator.num_processes)
+        if not self.model.training:
+            return scored
+        images = gather_object([row["image_paths"] for row in inputs])
+        if self.is_world_process_zero():
+            self._write_completions(images)
+        if self.sample_buffer is None:
+            return scored
+        if scored.get("old_per_token_logps") is None:
+            scored["old_per_token_logps"] = self._log_probabilities(scored)
+        scored, share = self.sample_buffer.exchange(scored)
+        gather: Any = self.accelerator.gather
+        scored["num_items_in_batch"] = gather(scored["completion_mask"].sum()).sum()
+        share_here = torch.tensor(share, device=self.accelerator.device)
+        self._metrics["train"]["groups_from_buffer"].append(gather(share_here).mean().item())
         return scored
 
-    def _write_completions(self, count: int) -> None:
-        """Append the last completions of TRL's log, a line each; a resumed step writes again."""
+    @torch.no_grad()
+    def _log_probabilities(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Of the completions (rows, tokens), by the model that has just written them.
+
+        A group may come again after the model has changed. Its ratio is to these.
+        """
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        images = {name: batch.get(name) for name in ("pixel_values", "num_images", "num_tiles")}
+        found, _, _ = self._get_per_token_logps_and_entropies(
+            self.model,
+            ids,
+            mask,
+            batch["completion_ids"].shape[1],
+            batch_size=self.args.per_device_train_batch_size,
+            **images,
+        )
+        return found
+
+    def _write_completions(self, images: list[list[str]]) -> None:
+        """Append the last completions of TRL's log, a line each.
+
+        Args:
+            images: files of each completion's prompt, of all processes.
+        """
         logs: Any = self._logs
+        count = len(images)
         rewards = {name: _last(values, count) for name, values in logs["rewards"].items()}
         advantages = _last(logs["advantages"], count)
+        prompts = _last(logs["prompt"], count)
         path = Path(str(self.args.output_dir)) / COMPLETIONS_FILE
         with path.open("a", encoding="utf-8") as file:
             for number, completion in enumerate(_last(logs["completion"], count)):
                 line = {
                     "step": self.state.global_step,
-                    "prompt": prompt_text(_last(logs["prompt"], count)[number]),
+                    "prompt": prompt_text(prompts[number]),
+                    "images": images[number],
                     "completion": text_of(completion),
-                    "rewards": {name: values[number] for name, values in rewards.items()},
+                    "rewards": {
+                        # NaN is TRL's for a completion that a reward says nothing about.
+                        name: None if math.isnan(values[number]) else values[number]
+                        for name, values in rewards.items()
+                    },
                     "advantage": advantages[number],
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    # -- the buffer in checkpoints -----------------------------------------------------------------
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As Trainer's, for every process; then its buffer."""
+        super()._save_rng_state(output_dir)
+        if self.sample_buffer is not None:
+            torch.save(self.sample_buffer.state(), self._buffer_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As Trainer's, for every process; then its buffer."""
+        super()._load_rng_state(checkpoint)
+        if self.sample_buffer is not None and checkpoint is not None:
+            file = self._buffer_file(checkpoint)
+            self.sample_buffer.load(torch.load(file, map_location="cpu", weights_only=True))
+
+    def _buffer_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"sample_buffer_{self.args.process_index}.pt"
+
+
+class StartingModel:
+    """A model as it was at the start of its training: the reference of the KL term.
+
+    What is frozen has not changed since. So this is the model itself, computed with copies of what
+    trains.
+
+    Args:
+        model: before its first step.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.weights: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.weights[name] = parameter.detach().clone()
+
+    def __call__(self, **inputs: Any) -> Any:
+        """What the model at the start gives for these inputs."""
+        return torch.func.functional_call(self.model, self.weights, (), inputs)
+
+
+class ForgetLaterCompletions(TrainerCallback):
+    """Removes the completions of steps that a training does again after an interruption."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keep those from before the checkpoint that the training goes on from."""
+        path = Path(str(args.output_dir)) / COMPLETIONS_FILE
+        if not state.is_world_process_zero or not path.exists():
+            return
+        durable.drop_half_line(path)
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] < state.global_step]
+        if len(kept) < len(lines):
+            durable.write_text(path, "".join(kept))
 
 
 class EpochSeededRepeatSampler(RepeatSampler):

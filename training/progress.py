@@ -1,9 +1,10 @@
-"""What a training says of itself while it runs: log.jsonl, loss.png, throughput, remaining time."""
+"""What a training says of itself while it runs: log.jsonl, a plot, throughput, remaining time."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,20 @@ import durable
 
 LOG_FILE = "log.jsonl"
 PLOT_FILE = "loss.png"
+REWARD_PLOT_FILE = "rewards.png"
+# What a plot of GRPO shows below the rewards: (label of the axis, keys of the log with their names)
+PANELS_OF_REWARDS = (
+    ("tokens", {"completions/mean_length": "mean length of completions"}),
+    (
+        "share",
+        {
+            "frac_reward_zero_std": "groups without signal",
+            "clip_ratio/region_mean": "clipped tokens",
+            "groups_from_buffer": "groups from the buffer",
+        },
+    ),
+    ("nats", {"entropy": "entropy of a token", "kl": "KL to the start"}),
+)
 AVERAGED_LOSSES = 20  # in a point of the plot's second line
 LOGARITHMIC_FROM = 10  # times that the highest loss is above the lowest
 
@@ -73,7 +88,15 @@ class ProgressLog(TrainerCallback):
     """Writes log.jsonl line by line, and the plot at every checkpoint.
 
     Lines of steps after the checkpoint that a training goes on from are written anew.
+
+    Args:
+        plot: draws a history into a file, such as `plot_history`.
+        plot_file: the name of that file.
     """
+
+    def __init__(self, plot: Callable[[list[dict[str, Any]], Path], None], plot_file: str) -> None:
+        self.plot = plot
+        self.plot_file = plot_file
 
     def on_train_begin(
         self,
@@ -100,7 +123,7 @@ class ProgressLog(TrainerCallback):
     ) -> None:
         """Draw what there is."""
         if state.is_world_process_zero:
-            plot_history(state.log_history, Path(str(args.output_dir)) / PLOT_FILE)
+            self.plot(state.log_history, Path(str(args.output_dir)) / self.plot_file)
 
 
 def write_log(history: list[dict[str, Any]], folder: str | Path | None) -> None:
@@ -141,23 +164,23 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
 
 
 def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
-    """Write a plot of rewards, and of the lengths of completions, as PNG."""
+    """Write a plot of rewards, lengths, signal, entropy and KL by step as PNG."""
     plt = _plotting()
-    figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7, 6))
-    keys = sorted({key for entry in history for key in entry})
-    for key in keys:
-        if key == "reward" or (key.startswith("rewards/") and key.endswith("/mean")):
+    figure, panels = plt.subplots(1 + len(PANELS_OF_REWARDS), sharex=True, figsize=(7, 10))
+    rewards = {"reward": "sum"}
+    for key in sorted({key for entry in history for key in entry}):
+        if key.startswith("rewards/") and key.endswith("/mean"):
+            rewards[key] = key.removeprefix("rewards/").removesuffix("/mean")
+    for axes, (unit, lines) in zip(panels, (("mean reward", rewards), *PANELS_OF_REWARDS)):
+        for key, label in lines.items():
             values = values_by_step(history, key)
-            label = key.removeprefix("rewards/").removesuffix("/mean")
-            above.plot(list(values), list(values.values()), label=label)
-    above.set(ylabel="mean reward", title=path.parent.name)
-    above.grid(alpha=0.3)
-    above.legend()
-    lengths = values_by_step(history, "completions/mean_length")
-    below.plot(list(lengths), list(lengths.values()), label="mean length of completions")
-    below.set(xlabel="optimizer step", ylabel="tokens")
-    below.grid(alpha=0.3)
-    below.legend()
+            if values:
+                axes.plot(list(values), list(values.values()), label=label)
+        axes.set(ylabel=unit)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0].set(title=path.parent.name)
+    panels[-1].set(xlabel="optimizer step")
     _write_figure(figure, path)
 
 

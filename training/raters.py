@@ -3,7 +3,7 @@
 Three kinds, which a recipe names by `kind`:
 
     {kind: endpoint, urls: [http://…/v1], model: NAME}   any OpenAI-compatible server
-    {kind: classifier, model: PATH, low: -4, high: 4}    a transformers sequence classifier
+    {kind: classifier, model: PATH, low: -4, high: 4}    a sequence classifier
     {kind: solution}                                     the sample's own `solution`, by rule
 """
 
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from serving.reply_cache import ReplyCache
 from serving.sampling import Sampling
 from training.rewards import has_format
 
+logger = logging.getLogger(__name__)
 LOWEST, HIGHEST = 0.0, 5.0
 KINDS = ("endpoint", "classifier", "solution")
 # By (is right, has the form of an answer)
@@ -167,18 +170,29 @@ class EndpointRater(Rater):
 
 
 class ClassifierRater(Rater):
-    """A reward model of transformers that reads text: the logit of a conversation.
+    """A reward model with one logit for a conversation.
+
+    A checkpoint of this package (`SkyworkChatForSequenceClassification`) sees the images; any other
+    sequence classifier of transformers reads the text alone.
 
     Args:
         path: of a model for AutoModelForSequenceClassification with one label.
         low, high: logits that are rated 0 and 5.
+
+    Raises:
+        ValueError: a model with another number of labels.
     """
 
     def __init__(self, path: str, low: float, high: float) -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
 
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(path).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+        self.sees_images = _is_of_this_package(path)
+        # Foreign code runs only where it is this package's own.
+        options: Any = {"trust_remote_code": True} if self.sees_images else {}
+        self.model: Any = AutoModelForSequenceClassification.from_pretrained(path, **options)
+        self.model.eval()
+        template_of = AutoProcessor if self.sees_images else AutoTokenizer
+        self.template: Any = template_of.from_pretrained(path, **options)
         self.low, self.high = low, high
         if self.model.config.num_labels != 1:
             raise ValueError(
@@ -190,18 +204,36 @@ class ClassifierRater(Rater):
         """As `Rater.rate`, one at a time."""
         import torch
 
+        if not self.sees_images and any(sample.images for sample in samples):
+            logger.warning(
+                "The classifier reads text alone, and some samples have images: answers are rated "
+                "by their words."
+            )
         for place, sample in enumerate(samples):
-            messages = [
-                {"role": "user", "content": sample.question},
-                {"role": "assistant", "content": sample.answer},
-            ]
-            inputs = self.tokenizer.apply_chat_template(
-                messages, return_tensors="pt", return_dict=True
+            inputs = self.template.apply_chat_template(
+                self._messages(sample), tokenize=True, return_tensors="pt", return_dict=True
             )
             with torch.no_grad():
                 logit = float(self.model(**inputs).logits[0, 0])
             share = (logit - self.low) / (self.high - self.low)
             yield place, LOWEST + min(max(share, 0.0), 1.0) * (HIGHEST - LOWEST)
+
+    def _messages(self, sample: Rated) -> list[dict[str, Any]]:
+        """The conversation of a sample, with its images where the model sees them."""
+        asked: Any = sample.question
+        if self.sees_images:
+            images = [{"type": "image", "path": image} for image in sample.images]
+            asked = [*images, {"type": "text", "text": sample.question}]
+        return [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": sample.answer},
+        ]
+
+
+def _is_of_this_package(path: str) -> bool:
+    """Whether a folder is a checkpoint with this package's code."""
+    config = Path(path) / "config.json"
+    return config.exists() and json.loads(config.read_text()).get("model_type") == "skywork_chat"
 
 
 class SolutionRater(Rater):

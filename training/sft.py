@@ -79,8 +79,8 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit.
     """
     config = copy.copy(config)  # some settings follow from the recipe and the data
-    is_sharded = bool(config.fsdp or config.deepspeed) or _accelerate_shards()
-    _check_processes(recipe, config, is_sharded)
+    shards = is_sharded(config)
+    _check_processes(recipe, config, shards)
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
     set_evaluation(recipe, config)
@@ -95,7 +95,7 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         described = describe_run(recipe, config, source.fingerprint)
         check_same_run(str(config.output_dir), described)
     keywords: Any = config.model_init_kwargs or {}
-    model = load_model(recipe, is_sharded, keywords)
+    model = load_model(recipe, shards, keywords)
     config.model_init_kwargs = None  # done; TRL would warn that it ignores them
     return RecipeTrainer(
         model,
@@ -107,19 +107,21 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         peft_config=lora_config(recipe),
         source=source,
         recipe=recipe,
-        is_sharded=is_sharded,
+        is_sharded=shards,
     )
 
 
-def _accelerate_shards() -> bool:
-    """Whether `accelerate launch` was told to use FSDP or DeepSpeed."""
+def is_sharded(config: Any) -> bool:
+    """Whether FSDP or DeepSpeed shares weights out, by these settings or `accelerate launch`."""
+    if config.fsdp or config.deepspeed:
+        return True
     for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         if os.environ.get(name, "false").lower() == "true":
             return True
     return False
 
 
-def _check_processes(recipe: RecipeArguments, config: TrainingConfig, is_sharded: bool) -> None:
+def _check_processes(recipe: RecipeArguments, config: TrainingConfig, shards: bool) -> None:
     """Raise ValueError for processes or sharding with which the recipe cannot run."""
     if config.n_gpu > 1:
         # transformers would replicate the model with DataParallel, which separates tiles from the
@@ -129,17 +131,17 @@ def _check_processes(recipe: RecipeArguments, config: TrainingConfig, is_sharded
             "launch --config_file training/recipes/accelerate/….yaml -m training.sft …`, or show "
             "it one with CUDA_VISIBLE_DEVICES=0."
         )
-    if is_sharded and recipe.eval_answers:
+    if shards and recipe.eval_answers:
         raise ValueError(
             "eval_answers: a model that is sharded over processes cannot be asked while it trains. "
             "Leave it out; eval_loss works."
         )
-    if is_sharded and recipe.load_in_4bit:
+    if shards and recipe.load_in_4bit:
         raise ValueError(
             "load_in_4bit runs on one GPU, or on several that hold the whole model each (DDP): not "
             "with FSDP or ZeRO-3."
         )
-    if is_sharded and adapters_among(recipe.train) and recipe.save != ["adapter"]:
+    if shards and adapters_among(recipe.train) and recipe.save != ["adapter"]:
         raise ValueError(
             "LoRA over FSDP or ZeRO-3 can only save the adapter (save: [adapter]); merge it "
             "afterwards: PeftModel.from_pretrained(model, adapter).merge_and_unload()"
@@ -186,7 +188,7 @@ def _collate_rows(collator: Collator, rows: list[dict[str, Any]]) -> dict[str, t
     return collator([row["sample"] for row in rows])
 
 
-def load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, Any]) -> Any:
+def load_model(recipe: RecipeArguments, shards: bool, keywords: dict[str, Any]) -> Any:
     """The recipe's model, of which only what trains has gradients, and in float32.
 
     Args:
@@ -202,7 +204,7 @@ def load_model(recipe: RecipeArguments, is_sharded: bool, keywords: dict[str, An
         **keywords,
     )
     freeze(model, recipe.train)
-    if is_sharded:
+    if shards:
         # ZeRO-3 keeps a float32 copy of the weights by itself, and accelerate makes one for FSDP
         model.whole_batches_of_tiles = True  # every rank makes the same calls of every module
         return model

@@ -19,7 +19,13 @@ from trl import SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
 from training.asking import count_right
 from training.mixture import Mixture
 from training.parts_trainer import PartsTrainer, state_of
-from training.progress import ProgressLog, Throughput, values_by_step
+from training.progress import (
+    PLOT_FILE,
+    ProgressLog,
+    Throughput,
+    plot_history,
+    values_by_step,
+)
 from training.recipe import RecipeArguments
 from training.sources import Conversations, StreamedConversations
 
@@ -43,7 +49,7 @@ class RecipeTrainer(PartsTrainer, SFTTrainer):
         self.source = source
         super().__init__(*arguments, recipe=recipe, **keywords)
         self.throughput = Throughput(self.args.world_size)
-        self.add_callback(ProgressLog())
+        self.add_callback(ProgressLog(plot_history, PLOT_FILE))
         if recipe.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
 
