@@ -161,6 +161,7 @@ REFUSED = [
     ({"reward_model": '{"kind": "solution"}'}, "the settings of its reward model go together"),
     ({"rewards": "model", "reward_model": '{"kind": "oracle"}'}, "kind 'oracle'"),
     ({"rewards": "model", "reward_model": '{"sort": "solution"}'}, "unexpected keyword.*sort"),
+    ({"rewards": "model", "reward_model": "kind=solution"}, "kind=solution.*expected a mapping"),
     ({"sample_buffer": -1}, "sample_buffer=-1"),
     ({"beta": 0.04, "sync_ref_model": True}, "sync_ref_model=True"),
     ({"num_iterations": 2, "save_steps": 3}, "expected a multiple of 2"),

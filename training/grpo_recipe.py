@@ -91,12 +91,15 @@ class GrpoArguments(RecipeArguments):
         if self.reward_model is None:
             return None
         values = self.reward_model
-        if isinstance(values, str):  # from the command line
-            values = json.loads(values)
         try:
+            if isinstance(values, str):  # from the command line
+                values = json.loads(values)
             return RewardSettings(**values)
-        except TypeError as error:
-            raise ValueError(f"reward_model={self.reward_model!r}: {error}") from error
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"reward_model={self.reward_model!r}: {error}; expected a mapping as in "
+                "training/raters.py, on the command line as JSON."
+            ) from error
 
 
 @dataclasses.dataclass
