@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
+from trl import RewardConfig, RewardTrainer
 
 from tests import checkpoints
 
@@ -123,3 +125,41 @@ def test_learns_in_the_trainer_and_loads_again(tmp_path, nano_processor):
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_learns_preferences_in_trls_reward_trainer(tmp_path, nano_tokenizer):
+    """What is chosen gets the higher score, and only the scorer's own parts change."""
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": f"What is {first} + {second}?"}],
+            "chosen": [{"role": "assistant", "content": f"x</think>{first + second}"}],
+            "rejected": [{"role": "assistant", "content": "x</think>I do not know"}],
+        }
+        for first in range(4)
+        for second in range(4)
+    ]
+    model = load(checkpoints.NANO, num_labels=1)
+    head = model.get_output_embeddings().weight.clone()
+    settings = RewardConfig(
+        str(tmp_path / "run"),
+        max_steps=6,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        logging_steps=1,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    trainer = RewardTrainer(
+        model,
+        args=settings,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=nano_tokenizer,
+    )
+    trainer.train()
+    log = [entry for entry in trainer.state.log_history if "margin" in entry]
+    assert log[-1]["loss"] < 0.1 < log[0]["loss"] and log[-1]["margin"] > 2
+    assert torch.equal(model.get_output_embeddings().weight, head)
