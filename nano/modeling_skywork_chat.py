@@ -695,6 +695,25 @@ class SkyworkChatForSequenceClassification(SkyworkModelBase, GenerationMixin):
         self._init_weights(self.score)
         self.get_output_embeddings().requires_grad_(False)
 
+    @classmethod
+    def from_pretrained(
+        cls, path: Any, *model_args: Any, output_loading_info: bool = False, **kwargs: Any
+    ) -> Any:
+        """As `SkyworkModelBase.from_pretrained`; a head that the checkpoint lacks is drawn anew.
+
+        Versions of transformers before 5.0 leave it on the meta device, and some of them do not
+        call it missing.
+        """
+        loaded = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        is_missing = any(name.endswith("score.weight") for name in info["missing_keys"])
+        if is_missing or model.score.weight.is_meta:
+            like = model.get_decoder().norm.weight
+            weight = torch.empty_like(model.score.weight, dtype=like.dtype, device=like.device)
+            model.score.weight = nn.Parameter(weight)
+            model._init_weights(model.score)
+        return loaded if output_loading_info else model
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

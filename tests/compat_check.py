@@ -27,7 +27,9 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
+    LogitsProcessor,
     StoppingCriteria,
 )
 
@@ -175,6 +177,8 @@ def long_answers(model, tokenizer, pixel_values, first):
     assert "</think>" in closed.text
     check_no_tie(closed.rows)
 
+    check_loop_is_ended(model, tokenizer)
+
     class Interrupt(StoppingCriteria):
         def __call__(self, input_ids, scores, **kwargs):
             raise KeyboardInterrupt
@@ -185,6 +189,46 @@ def long_answers(model, tokenizer, pixel_values, first):
     except KeyboardInterrupt as interrupt:
         assert len(interrupt.answers) == 1
     return [closed.text]
+
+
+def check_loop_is_ended(model, tokenizer):
+    """A thinking that repeats itself is closed, though nothing else would close it."""
+    word = tokenizer("x", add_special_tokens=False)["input_ids"][0]
+    end = tokenizer.convert_tokens_to_ids("</think>")
+
+    class Stammer(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            if (input_ids == end).any():
+                return scores
+            forced = torch.full_like(scores, float("-inf"))
+            forced[:, word] = 0
+            return forced
+
+    options = {"max_new_tokens": 120, "do_sample": False, "logits_processor": [Stammer()]}
+    answer = model.chat(tokenizer, None, "Hello", options, max_repetitions=4)
+    assert answer.startswith("x" * 100) and answer.index("</think>") < 120
+
+
+def check_scores(path):
+    """The class for scores loads, and scores the last token, with an image and padding."""
+    torch.manual_seed(0)
+    keywords = {"torch_dtype": torch.float32, "trust_remote_code": True}
+    scorer = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, **keywords)
+    scorer.eval()
+    image_token = scorer.img_context_token_id
+    row = [5, *[image_token] * scorer.num_image_token, 6, 7]
+    side = scorer.config.tile_size
+    inputs = {
+        "input_ids": torch.tensor([[*row, 0, 0]]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0, 0]]),
+        "pixel_values": torch.ones(1, 3, side, side),
+    }
+    with torch.no_grad():
+        score = scorer(**inputs, labels=torch.tensor([2.0]))
+        states = scorer.base_model(**inputs).last_hidden_state
+    expected = scorer.score(states[:, len(row) - 1])
+    torch.testing.assert_close(score.logits, expected)
+    torch.testing.assert_close(score.loss, (expected[0, 0] - 2) ** 2)
 
 
 def check_config(path):
@@ -252,6 +296,7 @@ def main():
         check_golden(folder)
         path = checkpoints.tiny_repository(folder / "tiny")
         check_config(path)
+        check_scores(path)
         ids = tokenizer_ids(path)
         answers = check_chat(path, check_model_card(path, folder))
         result = {
