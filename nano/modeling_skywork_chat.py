@@ -681,14 +681,8 @@ class SkyworkChatForSequenceClassification(SkyworkModelBase, GenerationMixin):
     # The loss is a mean over rows, so that Trainer divides it by the steps that it accumulates.
     accepts_loss_kwargs = False
 
-    def __init__(
-        self,
-        config: SkyworkChatConfig,
-        vision_model: nn.Module | None = None,
-        language_model: nn.Module | None = None,
-        use_flash_attn: bool | None = None,
-    ) -> None:
-        super().__init__(config, vision_model, language_model, use_flash_attn)
+    def __init__(self, config: SkyworkChatConfig, *modules: Any, **keywords: Any) -> None:
+        super().__init__(config, *modules, **keywords)
         self.loss_type = "ForSequenceClassification"
         num_labels: Any = config.num_labels
         self.score = nn.Linear(config.llm_config.hidden_size, num_labels, bias=False)

@@ -217,16 +217,22 @@ def test_rating_by_solution(answer, rating, reason):
     assert list(SolutionRater().rate([sample])) == [(0, rating)], reason
 
 
-def test_rating_by_a_classifier(tmp_path, nano_tokenizer):
-    """The logit of the conversation, linear from low to high, and not beyond."""
+def text_classifier(folder, tokenizer):
+    """A tiny classifier of transformers with one label, written into a folder."""
     torch.manual_seed(0)
     config = Qwen2Config(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=len(nano_tokenizer), num_labels=1, pad_token_id=0,
+        num_key_value_heads=2, vocab_size=len(tokenizer), num_labels=1, pad_token_id=0,
     )  # fmt: skip
     model = Qwen2ForSequenceClassification(config)
-    model.save_pretrained(tmp_path)
-    nano_tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_rating_by_a_classifier(tmp_path, nano_tokenizer):
+    """The logit of the conversation, linear from low to high, and not beyond."""
+    model = text_classifier(tmp_path, nano_tokenizer)
     sample = Rated("What is 12 + 34?", [], THOUGHT + "\\boxed{46}", "46", "mathematics", ())
     text = nano_tokenizer.apply_chat_template(
         [
@@ -249,12 +255,7 @@ def test_rating_by_a_classifier(tmp_path, nano_tokenizer):
 
 
 def test_a_classifier_of_text_says_that_it_sees_no_images(tmp_path, nano_tokenizer, caplog):
-    config = Qwen2Config(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, vocab_size=len(nano_tokenizer), num_labels=1, pad_token_id=0,
-    )  # fmt: skip
-    Qwen2ForSequenceClassification(config).save_pretrained(tmp_path)
-    nano_tokenizer.save_pretrained(tmp_path)
+    text_classifier(tmp_path, nano_tokenizer)
     sample = Rated("What is it?", [str(IMAGES / "chart_1.png")], "A chart.", "x", "text", ())
     list(ClassifierRater(str(tmp_path), -1, 1).rate([sample]))
     assert "reads text alone" in caplog.text

@@ -11,6 +11,15 @@ from tests import checkpoints
 
 IMAGE = str(checkpoints.ROOT / "examples" / "image1.jpg")
 
+SHORT_TRAINING = {
+    "learning_rate": 1e-3,
+    "logging_steps": 1,
+    "report_to": [],
+    "save_strategy": "no",
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+
 
 def load(path, **keywords):
     torch.manual_seed(0)
@@ -105,12 +114,7 @@ def test_learns_in_the_trainer_and_loads_again(tmp_path, nano_processor):
         max_steps=12,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
+        **SHORT_TRAINING,
     )
     trainer = Trainer(
         model, settings, train_dataset=batch, processing_class=nano_processor.tokenizer
@@ -144,14 +148,9 @@ def test_learns_preferences_in_trls_reward_trainer(tmp_path, nano_tokenizer):
         str(tmp_path / "run"),
         max_steps=6,
         per_device_train_batch_size=8,
-        learning_rate=1e-3,
-        logging_steps=1,
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
-        disable_tqdm=True,
+        **SHORT_TRAINING,
     )
     trainer = RewardTrainer(
         model,

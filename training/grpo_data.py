@@ -14,7 +14,12 @@ import datasets
 
 from remote_code import conversation
 from training.rows import ChatSample
-from training.solved_rows import SolvedRow, read_solved_rows, solved_row
+from training.solved_rows import (
+    SolvedRow,
+    question_with_history,
+    read_solved_rows,
+    solved_row,
+)
 
 IMAGE = conversation.IMAGE_PLACEHOLDER
 
@@ -64,20 +69,13 @@ def columns_of(row: SolvedRow) -> dict[str, Any]:
     """The columns of a row that was read."""
     return {
         "prompt": _messages(row.sample),
-        "question": question_text(row.sample),
+        "question": question_with_history(row.sample),
         "images": [{"path": str(path), "bytes": None} for path in row.images],
         "image_paths": [str(path) for path in row.images],
         "solution": row.right.gold,
         "kind": row.right.kind,
         "options": list(row.right.options),
     }
-
-
-def question_text(sample: ChatSample) -> str:
-    """The last question of a conversation, with what was said before it."""
-    *earlier, (question, _) = sample.turns
-    turns = [text for turn in earlier for text in turn]
-    return "\n".join([*turns, question]).replace(IMAGE, "").strip()
 
 
 def _messages(sample: ChatSample) -> list[dict[str, Any]]:

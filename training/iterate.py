@@ -29,7 +29,7 @@ import durable
 from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
 from training.raters import Rated, RatingError, RewardSettings, make_rater
-from training.solved_rows import SolvedRow, read_solved_rows
+from training.solved_rows import SolvedRow, question_with_history, read_solved_rows
 
 REPORT = "report.json"
 
@@ -304,7 +304,7 @@ def sample_of(read: SolvedRow) -> Sample:
             "history": [list(turn) for turn in earlier],
         },
         rated=Rated(
-            question="\n".join([text for turn in earlier for text in turn] + [question]),
+            question=question_with_history(read.sample),
             images=images,
             answer=read.answer,
             solution=read.right.gold,

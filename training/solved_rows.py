@@ -94,6 +94,12 @@ def solved_row(row: Any, image_root: str | Path) -> SolvedRow:
     return SolvedRow(row, sample, answer, images, right)
 
 
+def question_with_history(sample: ChatSample) -> str:
+    """The last question of a conversation, below all that was said before it."""
+    *earlier, (question, _) = sample.turns
+    return "\n".join([text for turn in earlier for text in turn] + [question])
+
+
 def _parse(row: Any) -> tuple[ChatSample, str]:
     """(the sample, its last answer), where the answer may be missing."""
     for key in ("conversations", "messages"):
