@@ -28,6 +28,7 @@ UNQUANTIZED_MODULES = ("vision_model", "mlp1", "language_model.lm_head")
 QUANTIZED_BYTES = {"int8": 1.01, "nf4": 0.5 + 1.0 / 64 + 4.0 / (64 * 256)}
 HALF_PRECISION = (torch.float16, torch.bfloat16, "float16", "bfloat16")
 FLASH_ATTENTION = "flash_attention_2"
+HOST_MEMORY_SWITCH = "llm_int8_enable_fp32_cpu_offload"  # of bitsandbytes, in transformers
 
 
 def loading_keywords(
@@ -178,6 +179,29 @@ def language_layers_only(quantization_config: Any) -> Any:
         if hasattr(quantization_config, name) and getattr(quantization_config, name) is None:
             setattr(quantization_config, name, list(UNQUANTIZED_MODULES))
     return quantization_config
+
+
+def allow_host_memory(keywords: dict[str, Any], config: PretrainedConfig) -> None:
+    """Let bitsandbytes load a model of which a part stays in host memory, in place.
+
+    It refuses a device map with "cpu" beside GPUs unless this switch is set. Its name is that of
+    8 bits and 32-bit weights, but it serves 4 bits, too, and the part keeps the dtype of loading.
+
+    Args:
+        keywords: of `from_pretrained`, with a resolved device map.
+        config: of the model, which may be quantized already.
+    """
+    device_map = keywords.get("device_map")
+    if not isinstance(device_map, dict) or "cpu" not in map(str, device_map.values()):
+        return
+    for holder in (keywords, vars(config)):
+        quantization_config = holder.get("quantization_config")
+        if isinstance(quantization_config, dict) and _is_bitsandbytes(quantization_config):
+            holder["quantization_config"] = {**quantization_config, HOST_MEMORY_SWITCH: True}
+        elif hasattr(quantization_config, HOST_MEMORY_SWITCH):
+            quantization_config = copy.deepcopy(quantization_config)
+            setattr(quantization_config, HOST_MEMORY_SWITCH, True)
+            holder["quantization_config"] = quantization_config
 
 
 def _is_bitsandbytes(quantization_config: dict[str, Any]) -> bool:

@@ -53,6 +53,7 @@ from .generation import (
 )
 from .image_features import ImageFeatureMixin
 from .loading import (
+    allow_host_memory,
     bytes_per_parameter,
     choose_attention,
     clear_attention_of_parts,
@@ -185,6 +186,7 @@ class SkyworkModelBase(ImageFeatureMixin, PreTrainedModel, GenerationMixin):
         if kwargs.get("attn_implementation") is not None:
             clear_attention_of_parts(config)
         cls._resolve_device_map(kwargs, config, offload_vision)
+        allow_host_memory(kwargs, config)
         path = _absolute_if_directory(pretrained_model_name_or_path)
         loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info

@@ -4,6 +4,7 @@ Weights are compared bit for bit, since loading and saving copy bytes. Answers o
 hold their weights at different places in memory, are compared up to a tie (tests/comparison.py).
 """
 
+import copy
 import gc
 import json
 import os
@@ -23,7 +24,9 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    BitsAndBytesConfig,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from remote_code import checkpoint_files, configuration_skywork_chat, loading, modeling_skywork_chat
 from tests import checkpoints, comparison
@@ -131,6 +134,45 @@ def test_offload_vision_plans_without_the_tower(golden_path, monkeypatch):
         config, 2, 2, offload_vision=True
     )
     assert device_map.pop("vision_model") == "cpu" and set(device_map.values()) == {0}
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+@pytest.mark.parametrize("switch", ["load_in_4bit", "load_in_8bit"])
+@pytest.mark.parametrize("holder", ["keywords", "config"])
+def test_bitsandbytes_takes_a_map_with_the_host(switch, holder, is_dict):
+    """transformers' own check, which refuses such a map, is content; the caller's config stays.
+
+    The config of a checkpoint that is quantized already is a dict, one of the caller's an object.
+    """
+    given = BitsAndBytesConfig(**{switch: True})
+    stored = given.to_dict() if is_dict else given
+    config = configuration_skywork_chat.SkyworkChatConfig()
+    keywords = {"device_map": {"vision_model": "cpu", "mlp1": 0, "language_model": 0}}
+    where = keywords if holder == "keywords" else vars(config)
+    where["quantization_config"] = stored
+    before = copy.deepcopy(stored if is_dict else stored.to_dict())
+    loading.allow_host_memory(keywords, config)
+    resolved = where["quantization_config"]
+    if is_dict:
+        resolved = BitsAndBytesConfig.from_dict(resolved)
+    check = AutoHfQuantizer.from_config(resolved, pre_quantized=True).validate_environment
+    check(device_map=keywords["device_map"])
+    assert (stored if is_dict else stored.to_dict()) == before
+    refusing = AutoHfQuantizer.from_config(given, pre_quantized=True).validate_environment
+    with pytest.raises(ValueError, match="dispatched on the CPU"):
+        refusing(device_map=keywords["device_map"])
+
+
+def test_a_map_without_the_host_needs_no_switch():
+    for device_map in (None, "auto", {"": 0}):
+        keywords = {
+            "device_map": device_map,
+            "quantization_config": BitsAndBytesConfig(load_in_4bit=True),
+        }
+        before = dict(keywords)
+        loading.allow_host_memory(keywords, configuration_skywork_chat.SkyworkChatConfig())
+        assert keywords == before
+        assert keywords["quantization_config"] is before["quantization_config"]
 
 
 def test_answers_with_the_vision_tower_passing_through(nano_model, nano_tokenizer):
