@@ -84,9 +84,9 @@ def reasoned(sample: Sample) -> str:
     return f"{sample.thinking}\n</think>\n\nAnswer: \\boxed{{{sample.answer}}}"
 
 
-def direct(sample: Sample) -> str:
-    """The answer without thinking, as it follows `<think>\\n`."""
-    return f"\n</think>\n\nAnswer: \\boxed{{{sample.answer}}}"
+def stepwise(sample: Sample) -> str:
+    """The reasoning and the answer of a model that does not think, where it is asked to reason."""
+    return f"{sample.thinking}\n\nAnswer: \\boxed{{{sample.answer}}}"
 
 
 # -- questions with answers ------------------------------------------------------------------------

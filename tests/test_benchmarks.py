@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import AutoModel
 
 from benchmarks import __main__ as benchmarks
-from benchmarks import measure, models
+from benchmarks import checkpoint_of_holes, measure, models
 from benchmarks.vision import vision_operations
 from tests import checkpoints
 
@@ -112,3 +114,17 @@ def test_refuses_what_it_does_not_know(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         benchmarks.main()
     assert "unknown: speed" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_holes_has_the_shapes_of_its_config(tmp_path):
+    """transformers loads it without a missing or left-over name, and all weights are zero."""
+    written = checkpoint_of_holes.write_holes(checkpoints.NANO, tmp_path)
+    model, found = AutoModel.from_pretrained(
+        tmp_path, torch_dtype=torch.bfloat16, trust_remote_code=True, output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    tensors = list(model.state_dict().values())
+    assert sum(tensor.nbytes for tensor in tensors) == written
+    assert not any(tensor.any() for tensor in tensors)
+    on_disk = sum(file.stat().st_blocks * 512 for file in tmp_path.glob("*.safetensors"))
+    assert on_disk < 0.01 * written

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from answers.extraction import last_box
@@ -21,7 +23,8 @@ from tasks import charts, draw, samples
 from tasks.drawing import LABELS, Mark, font_paths, label_cells
 from tests import checkpoints
 from training import sft
-from training.nano import data, encoder, pipeline
+from training.nano import data, encoder, pipeline, rechecking, tokenizer
+from training.nano import text as nano_text
 from training.nano.encoder import group_patches, normalize
 
 split_thinking = conversation.split_thinking
@@ -240,15 +243,57 @@ def test_transcriptions_hold_every_mark_once(seed):
 
 
 def test_words_are_single_tokens(tmp_path):
-    from tokenizers import Tokenizer
-
-    from training.nano import tokenizer
-
     tokenizer.write(tmp_path)
     built = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert built.get_vocab_size() == tokenizer.VOCABULARY_SIZE - 3
     for word in samples.WORDS:
         assert len(built.encode(samples.word_text(word), add_special_tokens=False).ids) == 1, word
+
+
+@pytest.mark.parametrize("role, begins, ends, thinks", [
+    ("instruct", "<|im_start|>system\nYou are Qwen", "<|im_start|>assistant\n", False),
+    ("reasoning", "<｜User｜>\n", "<｜Assistant｜><think>\n", True),
+    ("rechecking", "<｜User｜>\n", "<｜Assistant｜><think>\n", True),
+])  # fmt: skip
+def test_each_child_is_taught_its_own_chat_format(role, begins, ends, thinks, tmp_path):
+    """That of the model it stands for, whose control tokens are one token each."""
+    tokenizer.write(tmp_path, for_qwen=role == "instruct")
+    built = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for token in (*nano_text.control_tokens(role), *re.findall(r"<[|｜]\w+[|｜]>", begins + ends)):
+        assert len(built.encode(token, add_special_tokens=False).ids) == 1, token
+    rng = np.random.default_rng(0)
+    replies = []
+    for _ in range(60):
+        sample = samples.text_sample(rng)
+        prompt, reply = nano_text.exchange(rng, role, sample)
+        assert prompt.startswith(begins) and sample.question in prompt
+        assert prompt.endswith((ends, ends + "\n</think>\n\n") if thinks else ends)
+        assert last_box(reply) == sample.answer
+        replies.append((prompt.endswith(ends) and thinks, "</think>" in reply))
+    assert all(is_thinking == closes for is_thinking, closes in replies)
+
+
+def test_chains_that_check_themselves_end_in_what_is_right():
+    """Lengths vary, a slip never stands alone, and the last chain is the sample's own."""
+    rng = np.random.default_rng(0)
+    lengths, slips = [], 0
+    for _ in range(400):
+        sample = samples.calculation(rng)
+        text = rechecking.rechecked(rng, sample)
+        chains = re.split(rf" (?:{'|'.join(map(re.escape, rechecking.CHECKS))}) ", text)
+        first, *others = [
+            re.sub(rf" ({rechecking.FOUND_SLIP}|{rechecking.SAME_AGAIN})$", "", chain)
+            for chain in chains
+        ]
+        assert all(chain == sample.thinking for chain in others)
+        if first != sample.thinking:
+            slips += 1
+            assert others and rechecking.FOUND_SLIP in chains[1]
+            # the slip is the result, and nothing else
+            assert re.sub(r"\d+", "#", first) == re.sub(r"\d+", "#", sample.thinking)
+        lengths.append(len(chains))
+    assert min(lengths) == 1 and max(lengths) > 4 and 0.3 < lengths.count(1) / 400 < 0.5
+    assert 40 < slips < 160
 
 
 def test_misread_words_are_rare_and_alike():
@@ -317,7 +362,7 @@ def test_the_replica_runs_from_end_to_end(smoke_run):
     """The table has all rows, and a second call does nothing again."""
     table = smoke_run.table()
     assert table.count("\n|") == 7 and "two images" in table
-    times = json.loads(smoke_run.times_path.read_text())
+    times = smoke_run.times
     assert {
         "encoder",
         "base",
@@ -328,7 +373,7 @@ def test_the_replica_runs_from_end_to_end(smoke_run):
         "evaluation",
     } <= set(times)
     smoke_run.all()
-    assert json.loads(smoke_run.times_path.read_text()) == times
+    assert smoke_run.times == times
 
 
 def test_what_was_frozen_stays_frozen_over_all_stages(smoke_run):

@@ -9,13 +9,17 @@ There is one set for each stage of the report, in its answers' style:
 - `init_2`: the same, a pool from which `training.select` chooses;
 - `init_3`: chains of thought, where the question asks to think step by step;
 - `alignment`: questions as users ask them, answered as the reasoning model does.
+
+Each line says its family.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +33,7 @@ from training.nano.text import STEP_BY_STEP
 
 # Keeps these pictures apart from those of the encoder's training and of evaluation.
 STREAM = 0xDA7A
+ROWS_AT_A_TIME = 16  # that a process draws
 PAIR_ANSWERS = ("first", "second", "equal")
 
 
@@ -50,23 +55,37 @@ STAGES = {
     "init_3": StageShares(0.0, 0.0),
     "alignment": StageShares(0.05, 0.0),
 }
-REASONING_STAGES = ("init_3", "alignment")
-FAMILY_SHARES = {"calculation": 0.25, "counting": 0.25, "two images": 0.25, "charts": 0.25}
+DESCRIPTION = "description"
 
 
-def random_sample(rng: np.random.Generator, stage: str) -> tuple[samples.Sample, bool]:
-    """A sample of a stage, and whether its answer is wrong."""
+class DrawnSample(NamedTuple):
+    """A sample of a training set.
+
+    Attributes:
+        sample: the question with its pictures.
+        family: of `samples.FAMILIES`, or DESCRIPTION.
+        is_wrong: whether its answer is wrong on purpose.
+    """
+
+    sample: samples.Sample
+    family: str
+    is_wrong: bool
+
+
+def random_sample(rng: np.random.Generator, stage: str) -> DrawnSample:
+    """A sample of a stage."""
     shares = STAGES[stage]
     if rng.random() < shares.descriptions:
+        family = DESCRIPTION
         sample = samples.description(rng)
     else:
-        names = list(FAMILY_SHARES)
-        name = names[rng.choice(len(names), p=list(FAMILY_SHARES.values()))]
-        sample = samples.FAMILIES[name](rng, wordings=True)
+        names = list(samples.FAMILIES)
+        family = names[rng.integers(len(names))]
+        sample = samples.FAMILIES[family](rng, wordings=True)
     if rng.random() < shares.wrong:
         sample.answer = wrong_answer(rng, sample)
-        return sample, True
-    return sample, False
+        return DrawnSample(sample, family, True)
+    return DrawnSample(sample, family, False)
 
 
 def wrong_answer(rng: np.random.Generator, sample: samples.Sample) -> str:
@@ -97,7 +116,9 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
     if stage == "init_3":
         question += STEP_BY_STEP
     answer = f"Answer: \\boxed{{{sample.answer}}}"
-    if stage in REASONING_STAGES:
+    if stage == "init_3":
+        answer = samples.stepwise(sample)
+    elif stage == "alignment":
         answer = samples.reasoned(sample)
     image: str | list[str] = image_names
     if len(image_names) == 1:
@@ -109,7 +130,7 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
 def write(stage: str, folder: Path, count: int, seed: int = 0) -> Path:
     """Write `stage`.jsonl and its images; the same for the same seed.
 
-    Lines that are wrong say so, for the figures.
+    All cores draw. Lines that are wrong say so, for the figures.
 
     Args:
         folder: of all training sets.
@@ -119,15 +140,27 @@ def write(stage: str, folder: Path, count: int, seed: int = 0) -> Path:
         The path of the JSONL file, which appears when it is whole.
     """
     (folder / stage).mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng([STREAM, seed, sorted(STAGES).index(stage)])
     path = folder / f"{stage}.jsonl"
-    with durable.writing(path) as file:
-        for number in tqdm(range(count), desc=stage, unit="sample", mininterval=5):
-            sample, is_wrong = random_sample(rng, stage)
-            names = _save_images(sample, folder, f"{stage}/{number:06d}")
-            row = {"id": number, "wrong": is_wrong, **row_of(sample, stage, names)}
+    draw_row = functools.partial(_drawn_row, stage, folder, seed)
+    numbers = range(count)
+    with durable.writing(path) as file, ProcessPoolExecutor() as pool:
+        rows = pool.map(draw_row, numbers, chunksize=ROWS_AT_A_TIME)
+        for row in tqdm(rows, total=count, desc=stage, unit="sample", mininterval=5):
             file.write(json.dumps(row).encode() + b"\n")
     return path
+
+
+def _drawn_row(stage: str, folder: Path, seed: int, number: int) -> dict[str, Any]:
+    """A line of a training set; its images are saved."""
+    rng = np.random.default_rng([STREAM, seed, list(STAGES).index(stage), number])
+    drawn = random_sample(rng, stage)
+    names = _save_images(drawn.sample, folder, f"{stage}/{number:06d}")
+    facts = {
+        "id": number,
+        "family": drawn.family,
+        "wrong": drawn.is_wrong,
+    }
+    return {**facts, **row_of(drawn.sample, stage, names)}
 
 
 def _save_images(sample: samples.Sample, folder: Path, prefix: str) -> list[str]:

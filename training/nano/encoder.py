@@ -37,7 +37,17 @@ import durable
 from preprocessor.image_processing_skywork_chat import IMAGENET_MEAN, IMAGENET_STD
 from remote_code import configuration_skywork_chat, modeling_intern_vit
 from tasks import draw, drawing, samples
-from training.nano.loop import Log, mixed_precision, optimizers_for, schedule, step
+from training.nano.loop import (
+    DEVICE,
+    Log,
+    attention,
+    mixed_precision,
+    num_workers,
+    on_device,
+    optimizers_for,
+    schedule,
+    step,
+)
 
 NUM_LABELS = len(drawing.LABELS) + 1  # with 0, nothing
 CONFIG = {
@@ -60,6 +70,7 @@ PATCHES_PER_SIDE = 8  # of a tile
 TOKENS_PER_SIDE = 4  # of a tile; a token is 2 × 2 patches
 # Where the training stands, so that it can go on after an interruption.
 PROGRESS_FOLDER = "training"
+SHARE_OF_CORES = 0.7  # that draw, beside a GPU
 
 # Shares of a picture's tiles that are trained on. A thumbnail teaches most and is always taken,
 # some of the other tiles will do, and most empty ones teach nothing.
@@ -139,8 +150,8 @@ def _collate(tiles: list[tuple[np.ndarray, ...]]) -> TileBatch:
 
 def normalize(tiles: torch.Tensor) -> torch.Tensor:
     """uint8 (tiles, side, side, 3) to normalised float32 (tiles, 3, side, side)."""
-    mean = torch.tensor(IMAGENET_MEAN)
-    std = torch.tensor(IMAGENET_STD)
+    mean = torch.tensor(IMAGENET_MEAN, device=tiles.device)
+    std = torch.tensor(IMAGENET_STD, device=tiles.device)
     return ((tiles.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
@@ -259,9 +270,9 @@ def build(folder: Path) -> tuple[modeling_intern_vit.SkyworkVisionModel, Heads, 
     They are those of the folder, if there is a training to go on with.
     """
     config = configuration_skywork_chat.SkyworkVisionConfig(**CONFIG)
-    config._attn_implementation = "eager"  # the faster one to train on a CPU at 65 patches
-    vision = modeling_intern_vit.SkyworkVisionModel(config).float().train()
-    heads = Heads(config.hidden_size)
+    config._attn_implementation = attention()
+    vision = modeling_intern_vit.SkyworkVisionModel(config).float().to(DEVICE).train()
+    heads = Heads(config.hidden_size).to(DEVICE)
     progress = folder / PROGRESS_FOLDER
     if not (progress / "step.json").exists():
         return vision, heads, 0
@@ -300,8 +311,9 @@ def train(
     optimizers = optimizers_for([vision, heads], lr)
     log = Log(folder / "log.jsonl", "encoder", steps, done)
     tiles = DrawnTiles(batch_size, [seed, done])
-    loader = DataLoader(tiles, batch_size=None, num_workers=1, prefetch_factor=8)
-    for number, batch in zip(range(done + 1, steps + 1), loader):
+    workers = num_workers(SHARE_OF_CORES)
+    loader = DataLoader(tiles, batch_size=None, num_workers=workers, prefetch_factor=8)
+    for number, batch in zip(range(done + 1, steps + 1), map(on_device, loader)):
         with mixed_precision():
             hidden = encode(vision.embeddings(normalize(batch.pixels))).last_hidden_state
             patches = hidden[:, 1:]  # without the class token
@@ -339,8 +351,8 @@ def score(folder: Path, count: int, seed: int = 12345) -> dict[str, dict[str, fl
     for kind, draw_kind in enumerate(draw.KINDS):
         rng = np.random.default_rng([seed, kind])
         cut = [samples.cut_tiles(draw_kind(rng)) for _ in range(count)]
-        thumbnails = torch.from_numpy(np.stack([tiles.pixels[-1] for tiles in cut]))
-        words = torch.from_numpy(np.stack([tiles.words[-1] for tiles in cut]))
+        thumbnails = torch.from_numpy(np.stack([tiles.pixels[-1] for tiles in cut])).to(DEVICE)
+        words = torch.from_numpy(np.stack([tiles.words[-1] for tiles in cut])).to(DEVICE)
         read = _read_words(vision, heads, thumbnails)
         is_as_many = (read != 0).sum(1) == (words != 0).sum(1)
         shares[draw_kind.__name__.removeprefix("draw_")] = {

@@ -1,13 +1,14 @@
 """What the nano trainings that are not on TRL share: schedule, optimizers, log.
 
-They teach a network of a few million parameters from nothing on a CPU, where Muon learns in half
-the steps of AdamW; the stages of the report are on TRL (`training.sft`).
+They teach a network of a few million parameters from nothing, on a CPU or a GPU; Muon learns in
+half the steps of AdamW. The stages of the report are on TRL (`training.sft`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,16 +21,41 @@ from tqdm import tqdm
 
 from remote_code import modeling_intern_vit
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # A CPU without bf16 units converts the operands of every product, and takes several times as long
 # for bf16 as for float32.
-FAST_DTYPE = torch.bfloat16 if modeling_intern_vit.CPU_HAS_BF16_UNITS else torch.float32
+HAS_BF16_UNITS = DEVICE.type == "cuda" or modeling_intern_vit.CPU_HAS_BF16_UNITS
+FAST_DTYPE = torch.bfloat16 if HAS_BF16_UNITS else torch.float32
 WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 1.0
 
 
 def mixed_precision() -> torch.autocast:
-    """Forward passes in bf16, with float32 weights, where that is faster on this CPU."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=FAST_DTYPE is torch.bfloat16)
+    """Forward passes in bf16, with float32 weights, where that is faster on this device."""
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=FAST_DTYPE is torch.bfloat16)
+
+
+def attention() -> str:
+    """The faster attention at these lengths: with materialised weights on a CPU."""
+    if DEVICE.type == "cuda":
+        return "sdpa"
+    return "eager"
+
+
+def num_workers(share: float) -> int:
+    """Processes that make samples: one beside a CPU's training, a share of the cores beside a GPU.
+
+    Args:
+        share: of the cores, in (0, 1].
+    """
+    if DEVICE.type == "cpu":
+        return 1
+    return max(1, int(share * (os.cpu_count() or 1)))
+
+
+def on_device(batch: Any) -> Any:
+    """A named tuple of tensors, each of them on the device of the training."""
+    return type(batch)(*(tensor.to(DEVICE, non_blocking=True) for tensor in batch))
 
 
 def schedule(progress: float, warmup: float = 0.03, decay: float = 0.6) -> float:

@@ -1,14 +1,15 @@
-"""Rebuilds the nano checkpoint from a seed, on two CPU cores.
+"""Rebuilds the nano checkpoint from a seed, on a GPU (minutes) or two CPU cores (hours).
 
-    python -m training.nano.pipeline runs/nano            # make nano
-    python -m training.nano.pipeline runs/nano --install  # and put the result into nano/
+    python -m training.nano.pipeline runs/nano                   # make nano
+    python -m training.nano.pipeline runs/nano --install         # and put the result into nano/
+    python -m training.nano.pipeline runs/nano --only encoder    # some stages, beside others
 
 It is the report's method from end to end. The stages run in this order, each in a folder of its
 own; what is there already is kept, and an interrupted stage of TRL's goes on from its last
 checkpoint:
 
     encoder          vision encoder, with throw-away heads, then frozen
-    base             text model; instruct and reasoning: its two children, text only
+    base             text model; instruct, reasoning and rechecking: its children, text only
     substitute       assembly: encoder + new mlp1 + instruct
     mlp_init_1 … 3   only mlp1 trains, against the frozen instruct child; the second on what a
                      judge selected
@@ -38,10 +39,9 @@ from typing import Any, NamedTuple
 import torch
 
 import durable
-from evaluation import nano as evaluation
 from training import assemble, select
 from training.nano import code, data, encoder, text
-from training.nano.loop import FAST_DTYPE
+from training.nano.loop import DEVICE, FAST_DTYPE, num_workers
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
@@ -53,6 +53,7 @@ FULL = {
     "base": 1200,
     "instruct": 350,
     "reasoning": 800,
+    "rechecking": 800,
     "init_1": 12_000,
     "init_2": 4000,
     "init_3": 1000,
@@ -65,6 +66,7 @@ SMOKE = {
     "base": 2,
     "instruct": 2,
     "reasoning": 2,
+    "rechecking": 2,
     "init_1": 32,
     "init_2": 64,
     "init_3": 32,
@@ -73,6 +75,8 @@ SMOKE = {
 }
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
 SMALL_STEPS = {"batch_size": 8}
+DATA_SETS = ("init_1", "init_2", "init_3", "alignment")
+SHARE_OF_CORES = 0.4  # that read the projector's training sets, beside a GPU
 SELECTED_SHARE = 0.5  # of init_2, by the judge
 
 
@@ -118,7 +122,7 @@ class Pipeline:
             a user would.
 
     Attributes:
-        times_path: of times.json, which has the seconds of each stage.
+        times: seconds of each stage that is done.
 
     Raises:
         ValueError: the folder is of a run with another seed or other sizes.
@@ -135,9 +139,19 @@ class Pipeline:
         self.sizes = sizes
         self.seed = seed
         self.train = train
-        self.times_path = self.folder / "times.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._claim_folder()
+
+    @property
+    def times(self) -> dict[str, int]:
+        """Seconds of each stage that is done, by its name."""
+        files = sorted((self.folder / "times").glob("*.json"))
+        return {file.stem: json.loads(file.read_text()) for file in files}
+
+    @property
+    def _compiles(self) -> bool:
+        """Whether compiled code pays: on a GPU such small networks wait for their samples."""
+        return self.sizes is not SMOKE and DEVICE.type == "cpu"
 
     def _claim_folder(self) -> None:
         """Write whose folder it is, or check that it is this run's."""
@@ -152,7 +166,9 @@ class Pipeline:
         durable.write_json(path, run)
 
     def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
-        """Do a stage, unless its result is there, and add its seconds to times.json.
+        """Do a stage, unless its result is there, and add its seconds to those of its name.
+
+        Each has a file of its own, because stages may run beside each other.
 
         Args:
             result: a file or directory that appears when it is whole.
@@ -163,39 +179,51 @@ class Pipeline:
         print(f"== {name}", flush=True)
         start = time.time()
         action()
-        seconds = round(time.time() - start)
-        times = _read_json_if_there(self.times_path)
-        times[name] = times.get(name, 0) + seconds
-        durable.write_json(self.times_path, times)
+        seconds = round(time.time() - start) + self.times.get(name, 0)
+        path = self.folder / "times" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        durable.write_json(path, seconds)
 
     def all(self) -> None:
         """Do every stage that is not done yet."""
-        self.pretrain()
-        self.transfer()
-        self.control()
-        self.evaluate()
+        for stage in STAGES:
+            stage(self)
 
     # -- the stages --------------------------------------------------------------------------------
 
-    def pretrain(self) -> None:
-        """The parts that stay frozen: vision encoder, base, instruct and reasoning children."""
+    def encoder(self) -> None:
+        """The vision encoder, which stays frozen afterwards."""
         self._train_encoder()
+
+    def base(self) -> None:
+        """The language model from which the others come."""
         self._train_text("base")
+
+    def instruct(self) -> None:
+        """The child that answers at once."""
         self._train_text("instruct", start="base")
+
+    def reasoning(self) -> None:
+        """The child that thinks first."""
         self._train_text("reasoning", start="base")
+
+    def rechecking(self) -> None:
+        """The child that checks its thinking again, for adaptive-length distillation."""
+        self._train_text("rechecking", start="base")
+
+    def data(self) -> None:
+        """The training sets of all stages."""
+        for stage in DATA_SETS:
+            self._write_data(stage)
 
     def transfer(self) -> None:
         """MLP initialisation against the substitute, swap, alignment."""
         self._assemble("substitute", vision="encoder", language_model="instruct")
-        self._write_data("init_1")
         self._train_mlp("mlp_init_1", data_set="init_1", model="substitute")
-        self._write_data("init_2")
         self._select_data("init_2", "init_2_selected", judge="mlp_init_1/model")
         self._train_mlp("mlp_init_2", data_set="init_2_selected", model="mlp_init_1/model")
-        self._write_data("init_3")
         self._train_mlp("mlp_init_3", data_set="init_3", model="mlp_init_2/model")
         self._swap("swapped", model="mlp_init_3/model")
-        self._write_data("alignment")
         self._train_mlp("alignment_sft", data_set="alignment", model="swapped")
         # Once more, so that its files are the same whatever the version of transformers.
         self._swap("final", model="alignment_sft/model")
@@ -221,7 +249,7 @@ class Pipeline:
             self.sizes["encoder"],
             self.seed,
             **(SMALL_STEPS if self.sizes is SMOKE else {}),
-            compile_encoder=self.sizes is not SMOKE,
+            compile_encoder=self._compiles,
         )
         self.run("encoder", folder / "model.safetensors", train)
 
@@ -238,7 +266,7 @@ class Pipeline:
             self.seed,
             start_folder,
             **(SMALL_STEPS if self.sizes is SMOKE else {}),
-            compile_layers=self.sizes is not SMOKE,
+            compile_layers=self._compiles,
         )
         self.run(role, folder / "model.safetensors", train)
 
@@ -295,6 +323,9 @@ class Pipeline:
             "--output_dir": folder,
             "--seed": self.seed,
         }
+        if DEVICE.type != "cpu":  # where the recipes train
+            workers = num_workers(SHARE_OF_CORES)
+            options |= {"--use_cpu": "false", "--dataloader_num_workers": workers}
         if FAST_DTYPE is torch.float32:  # the recipes are in bf16
             options |= {"--bf16": "false", "--model_dtype": "float32"}
         arguments = []
@@ -304,6 +335,9 @@ class Pipeline:
 
     def _score_rows(self) -> None:
         """Score the rows; after an interruption only those that are not scored yet."""
+        # Nothing else here needs EvalScope.
+        from evaluation import nano as evaluation
+
         partial = self.folder / "results.partial.json"
         results = _read_json_if_there(partial)
         for row in ROWS:
@@ -344,6 +378,21 @@ class Pipeline:
         code.copy_to(target)
 
 
+# In the order in which one run does them. The first five and the data do not need each other, but
+# for the children, which need the base.
+STAGES = (
+    Pipeline.encoder,
+    Pipeline.base,
+    Pipeline.instruct,
+    Pipeline.reasoning,
+    Pipeline.rechecking,
+    Pipeline.data,
+    Pipeline.transfer,
+    Pipeline.control,
+    Pipeline.evaluate,
+)
+
+
 def _read_json_if_there(path: Path) -> dict[str, Any]:
     """The content of a JSON file, or an empty dict."""
     if not path.exists():
@@ -363,6 +412,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the directory of all results")
     parser.add_argument("--seed", type=int, default=0, help="the seed of everything random")
     parser.add_argument("--smoke", action="store_true", help="do a few steps of every stage")
+    stages = {stage.__name__: stage for stage in STAGES}
+    parser.add_argument("--only", choices=stages, nargs="+", help="do these stages alone")
     parser.add_argument("--install", action="store_true", help="put the result into nano/")
     arguments = parser.parse_args()
     sizes = SMOKE if arguments.smoke else FULL
@@ -370,11 +421,15 @@ def main() -> None:
         pipeline = Pipeline(arguments.folder, sizes, arguments.seed)
     except ValueError as error:
         parser.error(str(error))
+    if arguments.only:
+        for name in arguments.only:
+            stages[name](pipeline)
+        return
     pipeline.all()
     if arguments.install:
         pipeline.install()
     print(pipeline.table())
-    times = json.loads(pipeline.times_path.read_text())
+    times = pipeline.times
     seconds = ", ".join(f"{name} {value} s" for name, value in times.items())
     print(f"{sum(times.values()) / 60:.0f} minutes: {seconds}")
 

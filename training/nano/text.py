@@ -1,4 +1,4 @@
-"""Trains the nano language models on text alone: a base, and its two children.
+"""Trains the nano language models on text alone: a base, and its children.
 
     python -m training.nano.text base runs/nano/base --steps 3000
     python -m training.nano.text instruct runs/nano/instruct --start runs/nano/base --steps 900
@@ -6,10 +6,11 @@
 
 Pictures appear as text only, as transcriptions of their tiles (see `tasks.samples`); no language
 model ever sees an image. The base continues plain documents that answer in either way. Its children
-speak the chat format: `instruct` answers directly (with reasoning where it is asked to think step
-by step), `reasoning` thinks first, unless the prompt has closed its thinking. As with
-Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to each
-other, which is what lets a projector move from one to the other.
+speak a chat format. `instruct` has that of Qwen2.5 and answers directly (with reasoning where it is
+asked to think step by step). `reasoning` has that of DeepSeek-R1 and thinks first, unless the
+prompt has closed its thinking; `rechecking` does the same and checks itself any number of times. As
+with Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to
+each other, which is what lets a projector move from one to the other.
 
 Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are
 sometimes mixed with another word's: a model that has only ever read clear words is easily thrown by
@@ -22,7 +23,7 @@ log.jsonl.
 from __future__ import annotations
 
 import argparse
-import shutil
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,9 +36,21 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
+from remote_code import conversation
 from tasks import samples
 from training.nano import tokenizer
-from training.nano.loop import Log, mixed_precision, optimizers_for, schedule, step
+from training.nano.loop import (
+    DEVICE,
+    Log,
+    attention,
+    mixed_precision,
+    num_workers,
+    on_device,
+    optimizers_for,
+    schedule,
+    step,
+)
+from training.nano.rechecking import rechecked
 
 CONFIG = {
     "hidden_size": 256,
@@ -54,11 +67,15 @@ CONFIG = {
     "vocab_size": tokenizer.VOCABULARY_SIZE,
 }
 # Share of the replies that reason first, for each role.
-REASONING_SHARES = {"base": 0.6, "instruct": 0.25, "reasoning": 0.9}
+REASONING_SHARES = {"base": 0.6, "instruct": 0.25, "reasoning": 0.9, "rechecking": 0.9}
+# The conversation template of a child; the base has none.
+TEMPLATES = {
+    "instruct": "qwen2.5",
+    "reasoning": "skywork-r1v",
+    "rechecking": "skywork-r1v",
+}
 ROLES = tuple(REASONING_SHARES)
 STEP_BY_STEP = " Think step by step."
-BEGIN_TOKEN = "<｜begin▁of▁sentence｜>"
-END_TOKEN = "<｜end▁of▁sentence｜>"
 IGNORED = -100  # the label of tokens that are not learned
 LENGTH_MULTIPLE = 32  # of the tokens of a batch, so that there are few different shapes
 NOISE = 0.4  # of the embeddings' own standard deviation, at most
@@ -66,12 +83,35 @@ NOISE = 0.4  # of the embeddings' own standard deviation, at most
 # that there is in the mixture, at most.
 SHARE_OF_MIXED_WORDS = 0.15
 LARGEST_MIXTURE = 0.45
+SHARE_OF_CORES = 0.15  # that write texts, beside a GPU
 LR_OF_BASE = 1.5e-3
 LR_OF_CHILD = 5e-4
 
 
+class ControlTokens(NamedTuple):
+    """The control tokens of a language model, by what its configuration calls them.
+
+    Attributes:
+        begin: begins a text.
+        end: ends an answer.
+        pad: fills batches.
+    """
+
+    begin: str
+    end: str
+    pad: str
+
+
+def control_tokens(role: str) -> ControlTokens:
+    """Those of a role's model: of Qwen2.5-Instruct, or of DeepSeek-R1-Distill-Qwen."""
+    if role == "instruct":
+        return ControlTokens("<|endoftext|>", "<|im_end|>", "<|endoftext|>")
+    end = "<｜end▁of▁sentence｜>"
+    return ControlTokens("<｜begin▁of▁sentence｜>", end, end)
+
+
 def exchange(rng: np.random.Generator, role: str, sample: samples.Sample) -> tuple[str, str]:
-    """(prompt, reply) of a sample, as text without begin and end tokens."""
+    """(prompt, reply) of a sample, as text without a begin token and the token that ends it."""
     reasons = rng.random() < REASONING_SHARES[role]
     boxed = f"Answer: \\boxed{{{sample.answer}}}"
     if role == "base":
@@ -79,15 +119,24 @@ def exchange(rng: np.random.Generator, role: str, sample: samples.Sample) -> tup
         if reasons:
             return prompt, f"Reasoning: {sample.thinking}\n{boxed}"
         return prompt, boxed
-    question = sample.question
-    if role == "instruct" and reasons:
-        question += STEP_BY_STEP
-    prompt = f"<｜User｜>\n{question}<｜Assistant｜><think>\n"
-    if reasons:
-        return prompt, samples.reasoned(sample)
-    if role == "reasoning":  # as chat(mode="no-think") asks
+    if role == "instruct":
+        if reasons:
+            return chat_prompt(role, sample.question + STEP_BY_STEP), samples.stepwise(sample)
+        return chat_prompt(role, sample.question), boxed
+    prompt = chat_prompt(role, sample.question)
+    if not reasons:  # as chat(mode="no-think") asks
         return f"{prompt}\n</think>\n\n", boxed
-    return prompt, samples.direct(sample)
+    if role == "rechecking":
+        sample = dataclasses.replace(sample, thinking=rechecked(rng, sample))
+    return prompt, samples.reasoned(sample)
+
+
+def chat_prompt(role: str, question: str) -> str:
+    """A question as the role's conversation template asks it, without a begin token."""
+    template = conversation.get_conv_template(TEMPLATES[role])
+    template.append_message(template.roles[0], question)
+    template.append_message(template.roles[1], None)
+    return template.get_prompt()
 
 
 def token_id(text_tokenizer: Tokenizer, token: str) -> int:
@@ -139,7 +188,7 @@ class Texts(IterableDataset):
         self.batch_size = batch_size
         self.seed = seed
         self.tokenizer = Tokenizer.from_file(str(path))
-        self.end = token_id(self.tokenizer, END_TOKEN)
+        self.end = token_id(self.tokenizer, control_tokens(role).end)
         self.words = torch.tensor(sorted({self._id_of_word(word) for word in samples.WORDS}))
 
     def _id_of_word(self, word: str) -> int:
@@ -194,12 +243,14 @@ def disturb(
     """
     embeddings = embed(batch.ids)
     shape = batch.ids.shape
-    others = embed(words[torch.randint(len(words), shape, generator=generator)])
-    share = LARGEST_MIXTURE * torch.rand(shape, generator=generator)
-    is_drawn = torch.rand(shape, generator=generator) < SHARE_OF_MIXED_WORDS
+    device = embeddings.device
+    chosen = torch.randint(len(words), shape, generator=generator, device=device)
+    others = embed(words[chosen])
+    share = LARGEST_MIXTURE * torch.rand(shape, generator=generator, device=device)
+    is_drawn = torch.rand(shape, generator=generator, device=device) < SHARE_OF_MIXED_WORDS
     share = share * (batch.is_word & is_drawn)
     mixed = embeddings + share.unsqueeze(-1) * (others - embeddings)
-    noise = 2 * torch.rand(embeddings.shape, generator=generator) - 1
+    noise = 2 * torch.rand(embeddings.shape, generator=generator, device=device) - 1
     noise = noise * NOISE * embeddings.detach().std()
     return mixed + noise * batch.is_word.unsqueeze(-1)
 
@@ -228,7 +279,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = build(folder, start)
+    model = build(role, folder, start).to(DEVICE)
     if lr is None:
         lr = LR_OF_BASE if start is None else LR_OF_CHILD
     texts = Texts(role, folder / "tokenizer.json", batch_size, seed)
@@ -238,31 +289,33 @@ def train(
     optimizers = optimizers_for([model], lr)
     parameters = list(model.parameters())
     log = Log(folder / "log.jsonl", role, steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    words = texts.words.to(DEVICE)
     model.train()
-    loader = DataLoader(texts, batch_size=None, num_workers=1)
-    for number, batch in zip(range(1, steps + 1), loader):
-        loss, share_right = loss_of(model, batch, texts.words, generator)
+    loader = DataLoader(texts, batch_size=None, num_workers=num_workers(SHARE_OF_CORES))
+    for number, batch in zip(range(1, steps + 1), map(on_device, loader)):
+        loss, share_right = loss_of(model, batch, words, generator)
         loss.backward()
         step(optimizers, parameters, lr * schedule(number / steps))
         log.update(loss=loss, answers=share_right)
-    save(model, folder, texts.tokenizer)
+    save(model, folder, texts.tokenizer, control_tokens(role))
 
 
-def build(folder: Path, start: Path | None) -> Qwen2ForCausalLM:
+def build(role: str, folder: Path, start: Path | None) -> Qwen2ForCausalLM:
     """A new language model with its tokenizer, or one of a checkpoint.
 
     Args:
+        role: one of ROLES.
         folder: gets the tokenizer.
         start: the checkpoint, or None.
     """
+    tokenizer.write(folder, for_qwen=role == "instruct")
     if start is None:
-        tokenizer.write(folder)
-        fields: dict[str, Any] = {**CONFIG, "attn_implementation": "eager"}
+        fields: dict[str, Any] = {**CONFIG, "attn_implementation": attention()}
         return Qwen2ForCausalLM(Qwen2Config(**fields))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(start / name, folder)
-    return Qwen2ForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
+    return Qwen2ForCausalLM.from_pretrained(
+        start, dtype=torch.float32, attn_implementation=attention()
+    )
 
 
 def loss_of(
@@ -289,16 +342,14 @@ def loss_of(
     return loss, 1 - is_wrong.any(dim=1).float().mean()
 
 
-def save(model: Any, folder: Path, text_tokenizer: Tokenizer) -> None:
-    """Write a language model in bfloat16, with the ids of its begin and end tokens."""
-    begin_id = token_id(text_tokenizer, BEGIN_TOKEN)
-    end_id = token_id(text_tokenizer, END_TOKEN)
-    model.config.bos_token_id = begin_id
-    model.config.eos_token_id = end_id
-    model.config.pad_token_id = end_id
-    model.generation_config = GenerationConfig(
-        bos_token_id=begin_id, eos_token_id=end_id, pad_token_id=end_id, do_sample=False
-    )
+def save(model: Any, folder: Path, text_tokenizer: Tokenizer, tokens: ControlTokens) -> None:
+    """Write a language model in bfloat16, with the ids of its control tokens."""
+    ids = {}
+    for name, token in tokens._asdict().items():
+        key = {"begin": "bos", "end": "eos", "pad": "pad"}[name]
+        ids[f"{key}_token_id"] = token_id(text_tokenizer, token)
+    model.config.update(ids)
+    model.generation_config = GenerationConfig(**ids, do_sample=False)
     model.to(torch.bfloat16).save_pretrained(folder)
 
 

@@ -6,6 +6,9 @@ It is the tokenizer of DeepSeek-R1-Distill-Qwen with a vocabulary of 1,021: norm
 (each digit alone), byte-level BPE and the added tokens are the same. Only the merges are new,
 learned from the nano tasks and the model card's English. It knows no images: the three image tokens
 come with the assembly, as they do at 38B.
+
+The instruct child has the same vocabulary with the control tokens of Qwen2.5 (`for_qwen=True`),
+which stand at the same ids at 38B, too: DeepSeek gave those of Qwen2.5 other names.
 """
 
 from __future__ import annotations
@@ -25,6 +28,16 @@ from tasks import samples
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH = 4096  # tokens
 VOCABULARY_SIZE = 1024  # rows of the embedding; the last three wait for the image tokens
+# Names that the same ids have in Qwen2.5.
+NAMES_OF_QWEN = {
+    "<｜end▁of▁sentence｜>": "<|endoftext|>",
+    "<｜User｜>": "<|im_start|>",
+    "<｜Assistant｜>": "<|im_end|>",
+    "<｜begin▁of▁sentence｜>": "<|object_ref_start|>",
+    "<|EOT|>": "<|object_ref_end|>",
+    "<think>": "<|box_start|>",
+    "</think>": "<|box_end|>",
+}
 NUM_BYTES = 256  # the first tokens of a byte-level vocabulary, one for each byte
 
 
@@ -94,13 +107,39 @@ def _merges_as_strings(merges: list[Any]) -> list[str]:
     return strings
 
 
-def write(folder: Path) -> None:
-    """Write tokenizer.json, and the configuration that the root's has."""
+def with_names_of_qwen(serialized: dict[str, Any]) -> dict[str, Any]:
+    """The tokenizer.json with the control tokens of Qwen2.5, which begins no text with a token."""
+    text = json.dumps(serialized, ensure_ascii=False)
+    for ours, theirs in NAMES_OF_QWEN.items():
+        text = text.replace(json.dumps(ours, ensure_ascii=False), json.dumps(theirs))
+    renamed = json.loads(text)
+    renamed["post_processor"] = None
+    return renamed
+
+
+def write(folder: Path, for_qwen: bool = False) -> None:
+    """Write tokenizer.json, and the configuration that the root's has.
+
+    Args:
+        folder: that gets the files.
+        for_qwen: whether the control tokens are those of Qwen2.5.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(build(), ensure_ascii=False, indent=1)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    serialized = build()
     config = json.loads((ROOT / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["model_max_length"] = MAX_LENGTH
+    if for_qwen:
+        serialized = with_names_of_qwen(serialized)
+        config = {
+            "tokenizer_class": config["tokenizer_class"],
+            "model_max_length": MAX_LENGTH,
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+        }
+    text = json.dumps(serialized, ensure_ascii=False, indent=1)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
