@@ -14,7 +14,18 @@ from tasks import samples
 STREAM = 0x5EED  # keeps these pictures apart from those of training, whatever the seed
 # The stream of each family's pictures. A new family gets the next number: those that are given
 # stand for the pictures of every score that has been published.
-FAMILY_STREAMS = {"calculation": 0, "charts": 1, "counting": 2, "two images": 3}
+COLOURS = "colours"
+FAMILY_STREAMS = {
+    "calculation": 0,
+    "charts": 1,
+    "counting": 2,
+    "two images": 3,
+    COLOURS: 4,
+    "long calculation": 5,
+    "crowd": 6,
+    "three images": 7,
+    "sums of bars": 8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +35,13 @@ class FamilySet:
     Attributes:
         count: of each family.
         seed: that they are drawn from.
-        families: of `samples.FAMILIES`.
+        families: of `samples.ALL_FAMILIES`; by default those of `samples.FAMILIES`.
         in_words: whether the pictures are put into words, so that a language model alone can be
             asked.
         exact: whether no words are misread then; by default a few are, as an encoder would.
 
     Raises:
-        ValueError: a family is unknown, or there would be no sample.
+        ValueError: a family is unknown or cannot be put into words, or there would be no sample.
     """
 
     count: int = 500
@@ -42,9 +53,12 @@ class FamilySet:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count {self.count}: expected at least 1 sample of each family.")
-        unknown = sorted(set(self.families) - set(samples.FAMILIES))
+        unknown = sorted(set(self.families) - set(samples.ALL_FAMILIES))
         if unknown:
-            raise ValueError(f"family {unknown[0]!r}: expected one of {list(samples.FAMILIES)}.")
+            known = list(samples.ALL_FAMILIES)
+            raise ValueError(f"family {unknown[0]!r}: expected one of {known}.")
+        if self.in_words and COLOURS in self.families:
+            raise ValueError(f"family {COLOURS!r}: words for pictures name none: leave it out.")
 
     def items(self, folder: Path) -> list[Item]:
         """The samples as questions; their pictures go into a folder as PNG files."""
@@ -52,7 +66,7 @@ class FamilySet:
         items = []
         for family in self.families:
             rng = np.random.default_rng([STREAM, self.seed, FAMILY_STREAMS[family]])
-            drawn = [samples.FAMILIES[family](rng) for _ in range(self.count)]
+            drawn = [samples.ALL_FAMILIES[family](rng) for _ in range(self.count)]
             for number, sample in enumerate(drawn):
                 text, stored = sample.question, [images.add(image) for image in sample.images]
                 if self.in_words:

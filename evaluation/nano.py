@@ -130,9 +130,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--families",
         nargs="+",
-        choices=samples.FAMILIES,
+        choices=samples.ALL_FAMILIES,
         default=list(samples.FAMILIES),
-        help="the families of samples; all by default",
+        help="the families of samples; by default those that nano was taught",
     )
     parser.add_argument(
         "--seed", type=int, default=12345, help="the seed that samples are drawn from"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import ImageFont
@@ -29,6 +30,8 @@ from tasks.drawing import (
     random_ink,
     random_size,
 )
+
+Asking = Callable[[np.random.Generator, dict[str, int]], tuple[str, str, str]]
 
 TALLEST_QUESTION = "Which bar is the tallest?"
 VALUE_QUESTION = "What is the value of bar {}?"
@@ -80,6 +83,17 @@ def draw_chart(rng: np.random.Generator, sides: tuple[int, int] = CHART_SIDES) -
     Args:
         sides: the least and the largest side in pixels, which are at least 160.
     """
+    return draw_chart_with(rng, question_about, sides)
+
+
+def draw_chart_with(
+    rng: np.random.Generator, ask: Asking, sides: tuple[int, int] = CHART_SIDES
+) -> Drawing:
+    """A bar chart as of `draw_chart` with a question of another kind.
+
+    Args:
+        ask: makes question, thinking and answer from the bars' values by their letters.
+    """
     layout = random_layout(rng, sides)
     sketch = Sketch(layout.size, layout.background)
     if rng.random() < 0.5:
@@ -89,7 +103,7 @@ def draw_chart(rng: np.random.Generator, sides: tuple[int, int] = CHART_SIDES) -
     marks += add_numbers(sketch, layout)
     if rng.random() < 0.7:
         add_axes(sketch, layout)
-    question, thinking, answer = question_about(rng, values)
+    question, thinking, answer = ask(rng, values)
     return Drawing(layout.size, question, thinking, answer, marks, values, sketch.paint)
 
 

@@ -11,6 +11,8 @@ The range of what is drawn is the range that the nano checkpoint is meant for:
 - bar charts (`tasks.charts`) of 160 to 800 pixels a side, no more than 1.8 times as long as wide or
   wide as long, of two to six bars with whole values from 1 to 9 on an axis from 0 with its numbers.
 
+Harder variants are in `tasks.hard`, shapes in colours with a clear name in `tasks.coloured`.
+
 The order in which random numbers are taken must not change: a seed has to give the same picture as
 ever, because the shipped checkpoint's scores are those of certain seeds.
 """
@@ -31,6 +33,7 @@ from tasks.drawing import (
     LABELS,
     SHAPES,
     Box,
+    Color,
     Drawing,
     Mark,
     Point,
@@ -50,6 +53,9 @@ MIN_FONT_SHARE = 0.1  # of the longer side
 MIN_RADIUS = 7  # pixels
 MIN_RADIUS_SHARE = 0.05  # of the shorter side
 MAX_COUNT = 9  # shapes in a picture
+CLEARLY_LARGER = 1.4  # times the area of every other shape, for a shape to be the largest
+# The area of each of SHAPES over the square of the radius of the circle that holds it.
+AREAS = {"circle": math.pi, "square": 2.0, "triangle": 0.75 * math.sqrt(3)}
 NUM_TRIES = 60  # to find a place for a shape, before all are placed anew
 
 # The glyphs that a sign of a calculation is written with, as often as they occur, and back again.
@@ -133,17 +139,33 @@ def largest_font(path: Path, text: str, size: Size) -> int:
 def draw_calculation(rng: np.random.Generator, sides: tuple[int, int] = CANVAS_SIDES) -> Drawing:
     """A calculation anywhere on a canvas.
 
-    One that would be too small on a canvas gets another canvas.
-
     Args:
         sides: the least and the largest side of the canvas in pixels.
     """
     operands = random_operands(rng)
     text = calculation_text(rng, *operands)
+    size, marks, sketch = write_somewhere(rng, text, sides, MIN_FONT_SHARE)
+    thinking, result = solve(*operands)
+    question = CALCULATION_QUESTION
+    return Drawing(size, question, thinking, str(result), marks, operands, sketch.paint)
+
+
+def write_somewhere(
+    rng: np.random.Generator, text: str, sides: tuple[int, int], min_font_share: float
+) -> tuple[Size, list[Mark], Sketch]:
+    """A text anywhere on a canvas; one that would be too small on it gets another canvas.
+
+    Args:
+        sides: the least and the largest side of the canvas in pixels.
+        min_font_share: the smallest font's size, as a share of the longer side.
+
+    Returns:
+        The canvas's size, the marks of the glyphs, and what is painted.
+    """
     path = random_font_path(rng)
     while True:
         size = random_size(rng, sides)
-        smallest = math.ceil(MIN_FONT_SHARE * max(size))
+        smallest = math.ceil(min_font_share * max(size))
         largest = largest_font(path, text, size)
         if largest >= smallest:
             break
@@ -156,10 +178,7 @@ def draw_calculation(rng: np.random.Generator, sides: tuple[int, int] = CANVAS_S
     sketch = Sketch(size, random_background(rng))
     ink = random_ink(rng, sketch.background, 0.35)
     sketch.add("text", (x, y), ink, text=text, font=font)
-    thinking, result = solve(*operands)
-    marks = glyph_marks(font, text, x, y)
-    question = CALCULATION_QUESTION
-    return Drawing(size, question, thinking, str(result), marks, operands, sketch.paint)
+    return size, glyph_marks(font, text, x, y), sketch
 
 
 def glyph_marks(font: ImageFont.FreeTypeFont, text: str, x: float, y: float) -> list[Mark]:
@@ -196,14 +215,20 @@ class Circle(NamedTuple):
     radius: float
 
 
-def place_shapes(rng: np.random.Generator, width: int, height: int, count: int) -> list[Circle]:
-    """Circles for `count` shapes on a canvas in pixels, none touching another or the border."""
+def place_shapes(
+    rng: np.random.Generator, width: int, height: int, count: int, overlap: float = 0.0
+) -> list[Circle]:
+    """Circles for `count` shapes on a canvas in pixels, none touching another or the border.
+
+    Args:
+        overlap: the share of the sum of their radii by which two of them may overlap.
+    """
     shorter = min(width, height)
     smallest = max(MIN_RADIUS, MIN_RADIUS_SHARE * shorter)
     largest = max(smallest, min(0.3 * shorter, 0.42 * math.sqrt(width * height / count)))
     placed: list[Circle] = []
     while len(placed) < count:
-        circle = _free_circle(rng, (width, height), (smallest, largest), placed)
+        circle = _free_circle(rng, (width, height), (smallest, largest), placed, overlap)
         if circle is None:
             # There is no room left: all are placed anew, smaller.
             placed = []
@@ -218,6 +243,7 @@ def _free_circle(
     size: Size,
     radii: tuple[float, float],
     placed: list[Circle],
+    overlap: float,
 ) -> Circle | None:
     """A circle of a radius within the bounds that touches no other, or None after some tries."""
     width, height = size
@@ -227,15 +253,18 @@ def _free_circle(
         x = rng.uniform(radius + 1, width - radius - 1)
         y = rng.uniform(radius + 1, height - radius - 1)
         circle = Circle(x, y, radius)
-        if all(_are_apart(circle, other, gap) for other in placed):
+        if all(_are_apart(circle, other, gap, overlap) for other in placed):
             return circle
     return None
 
 
-def _are_apart(first: Circle, second: Circle, gap: float) -> bool:
-    """Whether there is more than a gap in pixels between two circles."""
+def _are_apart(first: Circle, second: Circle, gap: float, overlap: float) -> bool:
+    """Whether there is more than a gap in pixels between two circles, or they overlap little."""
     distance = math.hypot(first.x - second.x, first.y - second.y)
-    return distance > first.radius + second.radius + gap
+    radii = first.radius + second.radius
+    if overlap:
+        return distance > (1 - overlap) * radii
+    return distance > radii + gap
 
 
 def corner_points(rng: np.random.Generator, shape: str, circle: Circle) -> list[Point]:
@@ -277,42 +306,84 @@ def count_words(counts: Sequence[int]) -> str:
     )
 
 
+class Shape(NamedTuple):
+    """A shape in a picture.
+
+    Attributes:
+        name: one of SHAPES.
+        ink: its colour.
+        box: that it fills, in pixels.
+        area: in pixels.
+    """
+
+    name: str
+    ink: Color
+    box: Box
+    area: float
+
+
+def add_shape(
+    rng: np.random.Generator, sketch: Sketch, name: str, circle: Circle, ink: Color
+) -> Shape:
+    """Add a shape that a circle holds, most often upright, else turned."""
+    if name == "circle":
+        x, y, radius = circle
+        box = (x - radius, y - radius, x + radius, y + radius)
+        sketch.add("ellipse", box, ink)
+    else:
+        points = corner_points(rng, name, circle)
+        box = box_around(points)
+        sketch.add("polygon", points, ink)
+    return Shape(name, ink, box, AREAS[name] * circle.radius**2)
+
+
+def largest_shape(shapes: Sequence[Shape]) -> Shape | None:
+    """The shape that is clearly larger than every other, if there is one."""
+    *others, largest = sorted(shapes, key=lambda shape: shape.area)
+    if others and largest.area < CLEARLY_LARGER * others[-1].area:
+        return None
+    return largest
+
+
+def shape_marks(shapes: Sequence[Shape]) -> list[Mark]:
+    """Marks of the shapes of a picture, in their order."""
+    return [Mark(LABELS[shape.name], shape.box, (shape.name,)) for shape in shapes]
+
+
+def count_shapes(shapes: Sequence[Shape]) -> tuple[int, ...]:
+    """The number of each of SHAPES."""
+    names = [shape.name for shape in shapes]
+    return tuple(names.count(name) for name in SHAPES)
+
+
 def draw_shapes(
     rng: np.random.Generator,
     sides: tuple[int, int] = CANVAS_SIDES,
     count: int | None = None,
+    overlap: float = 0.0,
 ) -> Drawing:
     """One to nine circles, squares and triangles that do not touch.
 
     Args:
         sides: the least and the largest side of the canvas in pixels.
         count: of shapes; None for any number.
+        overlap: see `place_shapes`.
     """
     size = random_size(rng, sides)
     background = random_background(rng)
     sketch = Sketch(size, background)
     count = count or int(rng.integers(1, MAX_COUNT + 1))
     one_ink = None
-    if rng.random() < 0.2:
+    if rng.random() < 0.2 and not overlap:
         one_ink = random_ink(rng, background, 0.2)
-    counts = [0] * len(SHAPES)
-    marks = []
-    for circle in place_shapes(rng, *size, count):
-        kind = int(rng.integers(len(SHAPES)))
-        shape = SHAPES[kind]
+    shapes = []
+    for circle in place_shapes(rng, *size, count, overlap):
+        name = SHAPES[rng.integers(len(SHAPES))]
         ink = one_ink or random_ink(rng, background, 0.2)
-        if shape == "circle":
-            x, y, radius = circle
-            box = (x - radius, y - radius, x + radius, y + radius)
-            sketch.add("ellipse", box, ink)
-        else:
-            points = corner_points(rng, shape, circle)
-            box = box_around(points)
-            sketch.add("polygon", points, ink)
-        counts[kind] += 1
-        marks.append(Mark(LABELS[shape], box, (shape,)))
-    thinking = count_words(counts)
-    facts = tuple(counts)
+        shapes.append(add_shape(rng, sketch, name, circle, ink))
+    facts = count_shapes(shapes)
+    marks = shape_marks(shapes)
+    thinking = count_words(facts)
     return Drawing(size, COUNTING_QUESTION, thinking, str(count), marks, facts, sketch.paint)
 
 

@@ -72,8 +72,8 @@ class Drawing:
         thinking: the reasoning that leads to the answer.
         answer: to the question.
         marks: everything that there is to see.
-        facts: (left, sign, right) of a calculation, the number of each of SHAPES, or
-            {letter: value} of a chart.
+        facts: (left, sign, right) of a calculation, which may go on with further signs and
+            numbers; the number of each of SHAPES; or {letter: value} of a chart.
         paint: makes the picture.
     """
 

@@ -12,6 +12,7 @@ ever, because the shipped checkpoint was trained, and is scored, on those of cer
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from preprocessor.tiling import select_grid, tile_boxes
-from tasks import charts, draw
-from tasks.drawing import LETTERS, SHAPES, Box, Drawing, Mark, Size, label_cells
+from tasks import charts, coloured, draw, hard
+from tasks.drawing import LABELS, LETTERS, SHAPES, Box, Drawing, Mark, Size, label_cells
 
 TILE_SIZE = 112  # pixels
 MAX_TILES = 6
@@ -51,8 +52,24 @@ OTHER_WORDINGS = {
     ),
     charts.TALLEST_QUESTION: ("Which bar is the highest?", "Which letter has the tallest bar?"),
     charts.VALUE_QUESTION: ("How high is bar {}?", "What value does bar {} have?"),
+    coloured.ONLY_QUESTION: ("What color is the shape?", "Which colour does the shape have?"),
+    coloured.SHAPE_QUESTION: (
+        "What color is the {}?",
+        "What is the color of the {}?",
+        "Which colour does the {} have?",
+    ),
+    coloured.LARGEST_QUESTION: (
+        "What color is the largest shape?",
+        "What is the colour of the largest shape?",
+    ),
+    coloured.WHICH_QUESTION: ("What is {}?", "What shape is {}?"),
+    coloured.COUNT_QUESTION: ("How many shapes are {}?", "Count the {} shapes."),
+    hard.SUM_QUESTION: ("How much are bars {} and {} together?",),
+    hard.TOTAL_QUESTION: ("How much are all bars together?",),
 }
 PAIR_QUESTION = "Which image shows more shapes, the first or the second?"
+THREE_QUESTION = "Which image shows the most shapes, the first, the second or the third?"
+PLACES = ("first", "second", "third")
 DESCRIBE_QUESTION = "What is in the image?"
 PAIR_SIDES = (100, 600)  # pixels
 
@@ -94,15 +111,23 @@ def stepwise(sample: Sample) -> str:
 
 def phrase(rng: np.random.Generator, question: str) -> str:
     """The question, or now and then another wording of it."""
-    form = question
-    letter = ""
-    if question.startswith(charts.VALUE_QUESTION.removesuffix("{}?")):
-        form = charts.VALUE_QUESTION
-        letter = question[-2]
     if rng.random() < 0.75:
         return question
+    form, blanks = _form_of(question)
     others = OTHER_WORDINGS[form]
-    return others[rng.integers(len(others))].format(letter)
+    return others[rng.integers(len(others))].format(*blanks)
+
+
+def _form_of(question: str) -> tuple[str, tuple[str, ...]]:
+    """A key of OTHER_WORDINGS, and what fills its blanks."""
+    if question in OTHER_WORDINGS:
+        return question, ()
+    for form in OTHER_WORDINGS:
+        pattern = re.escape(form).replace(r"\{\}", r"(\w+)")
+        found = re.fullmatch(pattern, question)
+        if found:
+            return form, found.groups()
+    raise ValueError(f"question {question!r}: expected one of {list(OTHER_WORDINGS)}.")
 
 
 def _of_drawing(rng: np.random.Generator, drawing: Drawing, wordings: bool) -> Sample:
@@ -125,6 +150,44 @@ def counting(rng: np.random.Generator, wordings: bool = False) -> Sample:
 def chart(rng: np.random.Generator, wordings: bool = False) -> Sample:
     """A bar chart; with `wordings` it may be asked about in other words."""
     return _of_drawing(rng, charts.draw_chart(rng), wordings)
+
+
+def colours(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Shapes in clear colours; with `wordings` it may be asked about in other words."""
+    return _of_drawing(rng, coloured.draw_coloured(rng), wordings)
+
+
+def long_calculation(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """A calculation of three numbers; with `wordings` it may be asked for in other words."""
+    return _of_drawing(rng, hard.draw_long_calculation(rng), wordings)
+
+
+def crowd(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Many shapes to count; with `wordings` it may be asked in other words."""
+    return _of_drawing(rng, hard.draw_crowd(rng), wordings)
+
+
+def sums(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Sums of bars of a chart; with `wordings` they may be asked for in other words."""
+    return _of_drawing(rng, hard.draw_sum_chart(rng), wordings)
+
+
+def three(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """Three pictures with shapes, of which one shows the most.
+
+    Args:
+        wordings: has no effect, because there is one wording of this question.
+    """
+    counts = [int(count) for count in rng.integers(1, 10, 3)]
+    while counts.count(max(counts)) > 1:
+        counts[int(rng.integers(3))] = int(rng.integers(1, 10))
+    drawings = [draw.draw_shapes(rng, PAIR_SIDES, count) for count in counts]
+    answer = PLACES[counts.index(max(counts))]
+    thinking = ""
+    for place, drawing in zip(PLACES, drawings):
+        thinking += f"{place.capitalize()}: {drawing.thinking} "
+    thinking += f"{counts[0]}, {counts[1]} and {counts[2]}: most are in the {answer}."
+    return Sample(drawings, THREE_QUESTION, thinking, answer)
 
 
 def pair(rng: np.random.Generator, wordings: bool = False) -> Sample:
@@ -199,6 +262,16 @@ FAMILIES: dict[str, Family] = {
     "two images": pair,
     "charts": chart,
 }
+# Families that the shipped checkpoint was not taught: to fine-tune it on, and to see what it makes
+# of them.
+FURTHER_FAMILIES: dict[str, Family] = {
+    "colours": colours,
+    "long calculation": long_calculation,
+    "crowd": crowd,
+    "three images": three,
+    "sums of bars": sums,
+}
+ALL_FAMILIES = {**FAMILIES, **FURTHER_FAMILIES}
 
 
 # -- tiles -----------------------------------------------------------------------------------------
@@ -378,7 +451,7 @@ def described(rng: np.random.Generator, sample: Sample, exact: bool = False) -> 
     text = ""
     for drawing in sample.drawings:
         rate_in_thumbnail = 0.005
-        if drawing.question == draw.COUNTING_QUESTION:
+        if has_shapes(drawing):
             rate_in_thumbnail = 0.015
         tiles = transcriptions(drawing)
         text += "["
@@ -391,6 +464,12 @@ def described(rng: np.random.Generator, sample: Sample, exact: bool = False) -> 
             text += "".join(map(word_text, misread(rng, words, rate)))
         text += "]\n"
     return text + sample.question
+
+
+def has_shapes(drawing: Drawing) -> bool:
+    """Whether a drawing shows shapes."""
+    labels = {LABELS[shape] for shape in SHAPES}
+    return any(mark.label in labels for mark in drawing.marks)
 
 
 TEXT_SHARES: dict[Family, float] = {

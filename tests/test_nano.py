@@ -19,8 +19,8 @@ from answers.extraction import last_box
 from evaluation import families, local
 from evaluation import nano as evaluation
 from remote_code import conversation
-from tasks import charts, draw, samples
-from tasks.drawing import LABELS, Mark, font_paths, label_cells
+from tasks import charts, coloured, colours, draw, hard, samples
+from tasks.drawing import LABELS, Mark, font_paths, label_cells, luminance
 from tests import checkpoints
 from training import sft
 from training.nano import data, encoder, pipeline, rechecking, tokenizer
@@ -214,8 +214,11 @@ def test_pairs_compare_their_pictures(seed):
 
 def test_a_new_family_moves_no_pictures():
     """Families have generator streams of their own: of old, the places of their sorted names."""
-    assert list(families.FAMILY_STREAMS) == sorted(samples.FAMILIES)
-    assert list(families.FAMILY_STREAMS.values()) == [0, 1, 2, 3]
+    streams = families.FAMILY_STREAMS
+    assert list(streams)[:4] == sorted(samples.FAMILIES) and set(streams) == set(
+        samples.ALL_FAMILIES
+    )
+    assert list(streams.values()) == list(range(len(samples.ALL_FAMILIES)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -329,9 +332,101 @@ def test_encoder_groups_patches_as_the_projector_sees_them(nano_model):
     assert torch.equal(group_patches(patches), ours)
 
 
+@pytest.mark.parametrize("color, name", [
+    ((255, 0, 0), "red"), ((128, 0, 0), "red"), ((255, 165, 0), "orange"),
+    ((255, 255, 0), "yellow"),
+    ((0, 128, 0), "green"), ((0, 255, 0), "green"), ((0, 128, 128), "teal"), ((0, 0, 255), "blue"),
+    ((0, 0, 128), "blue"), ((128, 0, 128), "purple"), ((255, 105, 180), "pink"),
+    ((139, 69, 19), "brown"), ((0, 0, 0), "black"), ((128, 128, 128), "gray"),
+    ((255, 255, 255), "white"), ((211, 211, 211), "gray"), ((255, 192, 203), "pink"),
+])  # fmt: skip
+def test_colours_have_the_names_that_css_gives_them(color, name):
+    """CSS's named colours; its "navy" and "maroon" are a blue and a red, "lime" a green."""
+    assert colours.name_of(color) == name
+
+
+def test_inks_of_coloured_shapes_are_clear_and_stand_out():
+    rng = np.random.default_rng(0)
+    found = set()
+    for background in ((255, 255, 255), (20, 20, 30), (255, 230, 150)):
+        for _ in range(60):
+            ink = colours.random_named_ink(rng, background, 0.15)
+            found.add(colours.name_of(ink))
+            assert colours.is_clear(ink)
+            assert abs(luminance(ink) - luminance(background)) >= 0.15
+            shifted = tuple(min(255, channel + 3) for channel in ink)
+            assert colours.name_of(shifted) == colours.name_of(ink)
+    assert found == set(colours.COLOURS)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_questions_about_colours_have_one_right_answer(seed):
+    """The answer worked out again from what lies where, and from the pixels."""
+    drawing = coloured.draw_coloured(np.random.default_rng(seed))
+    pixels = np.asarray(drawing.image)
+    seen, areas = [], []
+    for mark in sorted(drawing.marks, key=lambda mark: mark.middle[0]):
+        left, upper, right, lower = mark.box
+        # the middle of the lower edge's height is ink in all three shapes
+        x, y = (left + right) / 2, upper + 0.55 * (lower - upper)
+        ink = pixels[int(y), int(x)]
+        seen.append((colours.name_of(tuple(map(int, ink))), mark.words[0]))
+        inside = pixels[int(upper) : int(lower) + 1, int(left) : int(right) + 1]
+        areas.append((inside == ink).all(-1).sum())
+    assert seen == drawing.facts
+    question, answer = drawing.question, drawing.answer
+    if question == coloured.ONLY_QUESTION:
+        assert [answer] == [color for color, _ in seen]
+    elif question.startswith("How many"):
+        asked = question.split()[2]
+        assert int(answer) == sum(color == asked for color, _ in seen)
+    elif question.startswith("Which shape"):
+        asked = question.split()[-1].rstrip("?")
+        assert [answer] == [shape for color, shape in seen if color == asked]
+    elif question != coloured.LARGEST_QUESTION:
+        asked = question.split()[-1].rstrip("?")
+        assert [answer] == [color for color, shape in seen if shape == asked]
+    else:
+        assert answer == seen[int(np.argmax(areas))][0]
+
+
+def test_every_chain_of_three_numbers_is_solved_right():
+    rng = np.random.default_rng(0)
+    for _ in range(3000):
+        chain = hard.random_chain(rng)
+        thinking, result = hard.solve_chain(*chain)
+        assert eval("".join(map(str, chain))) == result
+        assert eval("".join(map(str, chain[:3]))) >= 0
+        assert thinking.endswith(f" {result}.")
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_further_families_are_what_they_say(seed):
+    rng = np.random.default_rng(seed)
+    crowd = samples.crowd(rng).drawings[0]
+    assert hard.CROWD[0] <= sum(crowd.facts) <= hard.CROWD[1] and len(crowd.marks) == sum(
+        crowd.facts
+    )
+    chart = samples.sums(rng)
+    values = chart.drawings[0].facts
+    asked = re.findall(r"\b[A-F]\b", chart.question) or list(values)
+    assert int(chart.answer) == sum(values[letter] for letter in asked)
+    three = samples.three(rng)
+    counts = [sum(drawing.facts) for drawing in three.drawings]
+    assert counts.count(max(counts)) == 1
+    assert samples.PLACES[counts.index(max(counts))] == three.answer
+
+
+def test_colours_cannot_be_put_into_words():
+    with pytest.raises(ValueError, match="words for pictures name none"):
+        families.FamilySet(5, families=["colours"], in_words=True)
+
+
 def test_wrong_answers_are_wrong():
     rng = np.random.default_rng(0)
-    for family in samples.FAMILIES.values():
+    for family in samples.ALL_FAMILIES.values():
         for _ in range(30):
             sample = family(rng)
             assert data.wrong_answer(rng, sample) != sample.answer

@@ -8,7 +8,8 @@ There is one set for each stage of the report, in its answers' style:
   large collection;
 - `init_2`: the same, a pool from which `training.select` chooses;
 - `init_3`: chains of thought, where the question asks to think step by step;
-- `alignment`: questions as users ask them, answered as the reasoning model does.
+- `alignment`: questions as users ask them, answered as the reasoning model does;
+- `further`: the same of families that the shipped checkpoint was not taught.
 
 Each line says its family.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ from tqdm import tqdm
 
 import durable
 from tasks import samples
-from tasks.drawing import LETTERS
+from tasks.colours import COLOURS
+from tasks.drawing import LETTERS, SHAPES
 from training.nano.text import STEP_BY_STEP
 
 # Keeps these pictures apart from those of the encoder's training and of evaluation.
@@ -43,10 +45,12 @@ class StageShares(NamedTuple):
     Attributes:
         descriptions: share of descriptions.
         wrong: share of wrong answers.
+        families: what else is asked, each as often.
     """
 
     descriptions: float
     wrong: float
+    families: Mapping[str, samples.Family] = samples.FAMILIES
 
 
 STAGES = {
@@ -54,7 +58,9 @@ STAGES = {
     "init_2": StageShares(0.3, 0.1),
     "init_3": StageShares(0.0, 0.0),
     "alignment": StageShares(0.05, 0.0),
+    "further": StageShares(0.0, 0.0, samples.FURTHER_FAMILIES),
 }
+THINKING_STAGES = ("alignment", "further")
 DESCRIPTION = "description"
 
 
@@ -63,7 +69,7 @@ class DrawnSample(NamedTuple):
 
     Attributes:
         sample: the question with its pictures.
-        family: of `samples.FAMILIES`, or DESCRIPTION.
+        family: of `samples.ALL_FAMILIES`, or DESCRIPTION.
         is_wrong: whether its answer is wrong on purpose.
     """
 
@@ -79,9 +85,9 @@ def random_sample(rng: np.random.Generator, stage: str) -> DrawnSample:
         family = DESCRIPTION
         sample = samples.description(rng)
     else:
-        names = list(samples.FAMILIES)
+        names = list(shares.families)
         family = names[rng.integers(len(names))]
-        sample = samples.FAMILIES[family](rng, wordings=True)
+        sample = shares.families[family](rng, wordings=True)
     if rng.random() < shares.wrong:
         sample.answer = wrong_answer(rng, sample)
         return DrawnSample(sample, family, True)
@@ -99,8 +105,9 @@ def _answers_like(rng: np.random.Generator, answer: str) -> Sequence[str]:
     """Answers of the same kind; for a description, those of other pictures."""
     if answer in PAIR_ANSWERS:
         return PAIR_ANSWERS
-    if answer in LETTERS:
-        return LETTERS
+    for answers in (samples.PLACES, LETTERS, SHAPES, COLOURS):
+        if answer in answers:
+            return answers
     if answer.lstrip("-").isdigit():
         return [str(int(answer) + difference) for difference in (-3, -2, -1, 1, 2, 3)]
     return [samples.description(rng).answer for _ in range(3)]
@@ -118,7 +125,7 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
     answer = f"Answer: \\boxed{{{sample.answer}}}"
     if stage == "init_3":
         answer = samples.stepwise(sample)
-    elif stage == "alignment":
+    elif stage in THINKING_STAGES:
         answer = samples.reasoned(sample)
     image: str | list[str] = image_names
     if len(image_names) == 1:
