@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
         answer: what was taken for the final answer.
         by: rule or judge.
         reason: in words.
-        judge: prompt, number of requests and tokens, where the judge was asked.
+        judge: prompt, number of requests and tokens, where the judge was asked for this one.
     """
 
     is_right: bool | None
@@ -70,6 +70,8 @@ class Checker(ClosedAtExit):
         self.judge = judge
         self.prompt = prompt
         self._rule = Judge()
+        # What the judge has said of an answer to a sample: tries often agree
+        self._said: dict[tuple[int, str], Verdict] = {}
 
     def close(self) -> None:
         """End the processes that compare expressions."""
@@ -86,10 +88,15 @@ class Checker(ClosedAtExit):
         final = extraction.find(answer).answer
         if rule.is_right or self.judge is None or final is None:
             return by_rule
+        known = self._said.get((sample.number, final))
+        if known is not None:
+            return known
         values = {"question": sample.question, "solution": sample.right.gold, "answer": final}
         judged = self.judge.ask(self.prompt, FORM, [], values)
         said = judged.values
-        return Verdict(said["is_right"], final, "judge", said["reason"], judged.record)
+        verdict = Verdict(said["is_right"], final, "judge", said["reason"])
+        self._said[sample.number, final] = verdict
+        return verdict._replace(judge=judged.record)
 
     def check(self, sample: Sample, tries: Sequence[Entry]) -> dict[str, Any]:
         """The verdicts on all chains of a sample, and the try that is kept, or None.

@@ -11,7 +11,7 @@ those of the data set go from 0.2 to 0.8, from 0.1 to 0.9 and from 0.5 to 0.9.
 
     Ŝ_v = (0.6 − 0.2) / 0.6 = 0.667,  Ŝ_t = (0.3 − 0.1) / 0.8 = 0.25,  Ŝ_I = 0.3 / 0.4 = 0.75
     (0.667 + 2 · 0.25 + 1 · 0.75) / (1 + 2 + 1) = 0.479
-    P = exp(0.2 · (1 − 0.479)) = exp(0.104) = 1.110; on a grid of 0.02, 1.12
+    P = exp(0.2 · (1 − 0.479)) = exp(0.104) = 1.110, and on a grid of 0.02 it is 1.1
 
 Controls have one P for all: `{penalty: 1.0}`, or `{penalty: 1.08}` with the mean of an adaptive
 run, which its report.json states.

@@ -394,7 +394,7 @@ class Fuse:
         self.in_a_row += 1
         if self.in_a_row >= self.limit:
             raise ValueError(
-                f"{self.stage}: {self.in_a_row} failed in a row ({reason}). What was "
+                f"{self.stage}: {self.in_a_row} failures in a row ({reason}). What was "
                 "done is kept; run the command again when the endpoints answer."
             )
 
