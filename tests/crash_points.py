@@ -90,10 +90,10 @@ def training(folder):
 
 
 def distillation(folder):
-    """Three samples, of which one is right, one wrong, and one set aside; scored by rule."""
+    """Three samples scored by rule: a right one, one that is replaced, and one set aside."""
     rows = []
-    for number, solution in enumerate(("7", "9", "10")):
-        turns = [("human", f"What is 3 + {4 + number}?"), ("gpt", f"</think>\\boxed{{{solution}}}")]
+    for number, (solution, box) in enumerate((("7", "7"), ("9", "9"), ("1", "2"))):
+        turns = [("human", f"What is 3 + {4 + number}?"), ("gpt", f"</think>\\boxed{{{box}}}")]
         messages = [{"from": role, "value": text} for role, text in turns]
         rows.append({"conversations": messages, "difficulty": number, "solution": solution})
     write_lines(folder / "rows.jsonl", rows)

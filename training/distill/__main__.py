@@ -32,6 +32,7 @@ def main() -> int:
     """Run the recipe of the command line, and print its report."""
     parser = argument_parser("training.distill", __doc__)
     parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--data", nargs="+", help="JSONL files in place of the recipe's")
     parser.add_argument("--output-dir", help="in place of the recipe's")
     parser.add_argument("--shard", help="the part of this machine, as 0/2")
     parser.add_argument("--penalty", help="adaptive, or one P for all samples")
@@ -63,7 +64,7 @@ def recipe_of(arguments: argparse.Namespace) -> DistillRecipe:
     Raises:
         ValueError: see `read_recipe`; or a penalty that is no number.
     """
-    changes = {"output_dir": arguments.output_dir, "shard": arguments.shard}
+    changes = {name: getattr(arguments, name) for name in ("data", "output_dir", "shard")}
     recipe = read_recipe(arguments.config, changes)
     if arguments.penalty is None:
         return recipe

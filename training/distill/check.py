@@ -7,6 +7,7 @@ talk it into believing. A chain that a limit has cut is never right.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -64,12 +65,14 @@ class Checker(ClosedAtExit):
     Args:
         judge: asked where the rule says wrong; None asks nobody.
         prompt: that it gets.
+        workers: answers that are compared by rule at a time; each takes a process.
     """
 
-    def __init__(self, judge: JsonJudge | None, prompt: Prompt) -> None:
+    def __init__(self, judge: JsonJudge | None, prompt: Prompt, workers: int = 1) -> None:
         self.judge = judge
         self.prompt = prompt
         self._rule = Judge()
+        self._free = threading.BoundedSemaphore(workers)
         # What the judge has said of an answer to a sample: tries often agree
         self._said: dict[tuple[int, str], Verdict] = {}
 
@@ -83,7 +86,8 @@ class Checker(ClosedAtExit):
         Raises:
             SetAside: the judge says nothing that can be used.
         """
-        rule = self._rule.judge(sample.right, answer)
+        with self._free:
+            rule = self._rule.judge(sample.right, answer)
         by_rule = Verdict(rule.is_right, rule.answer, "rule", rule.reason)
         final = extraction.find(answer).answer
         if rule.is_right or self.judge is None or final is None:

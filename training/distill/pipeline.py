@@ -89,6 +89,7 @@ class Distillation:
         self.lines: dict[str, Lines] = {}
         self.tries: dict[int, list[Entry]] = {}
         self._judge: JsonJudge | None = None
+        self._checker: check.Checker | None = None
         self._lock = threading.Lock()
 
     def run(self, until: str = "", retry: bool = False) -> dict[str, Any] | None:
@@ -109,10 +110,14 @@ class Distillation:
             if retry:
                 for name in STAGES:
                     forget_set_aside(self.path(name))
-            for name in STAGES:
-                getattr(self, f"_do_{name}")()
-                if name == until:
-                    return None
+            try:
+                for name, do in self._steps().items():
+                    do()
+                    if name == until:
+                        return None
+            finally:
+                if self._checker is not None:
+                    self._checker.close()
             return output.write(output.Finished(self.recipe, self.data, self.lines, self.tries))
 
     def settings(self) -> dict[str, Any]:
@@ -138,6 +143,28 @@ class Distillation:
             if self._judge is None:
                 self._judge = make_judge(self.recipe.judge)
             return self._judge
+
+    def checker(self) -> check.Checker:
+        """What says whether chains are right, the same for all stages."""
+        if self._checker is None:
+            judge = None
+            if self.recipe.check == "judge-wrong":
+                judge = self.judge()
+            self._checker = check.Checker(judge, self.prompts["verdict"], self.recipe.workers)
+        return self._checker
+
+    def _steps(self) -> dict[str, Callable[[], None]]:
+        """What does each of STAGES."""
+        return {
+            "clarity": self._do_clarity,
+            "necessity": self._do_necessity,
+            "text": self._do_text,
+            "integration": self._do_integration,
+            "length": self._do_length,
+            "tries": self._do_tries,
+            "check": self._do_check,
+            "revision": self._do_revision,
+        }
 
     # -- the stages, in their order ----------------------------------------------------------------
 
@@ -217,6 +244,7 @@ class Distillation:
             questions = generate.questions_of(waiting, penalties, self.recipe.tries, file.entries)
             if questions:
                 self._write_chains(file, questions, len(samples) * self.recipe.tries)
+            self.tries = {}
             for (number, _), entry in sorted(file.entries.items()):
                 self.tries.setdefault(number, []).append(entry)
 
@@ -232,35 +260,31 @@ class Distillation:
                 fuse.see("error" in entry, entry.get("error", ""))
 
     def _do_check(self) -> None:
-        judge = None
-        if self.recipe.check == "judge-wrong":
-            judge = self.judge()
-        with check.Checker(judge, self.prompts["verdict"]) as checker:
+        checker = self.checker()
 
-            def verdicts(sample: Sample) -> dict[str, Any]:
-                """The verdicts on all chains of a sample."""
-                return checker.check(sample, self.tries[sample.number])
+        def verdicts(sample: Sample) -> dict[str, Any]:
+            """The verdicts on all chains of a sample."""
+            return checker.check(sample, self.tries[sample.number])
 
-            self._run("check", self._left("length"), verdicts, self._judge_workers())
+        self._run("check", self._left("length"), verdicts, self._judge_workers())
 
     def _do_revision(self) -> None:
         wrong = []
         for sample in self._left("check"):
             if self.lines["check"][sample.number]["kept"] is None:
                 wrong.append(sample)
-        judge = None
-        if self.recipe.check == "judge-wrong":
-            judge = self.judge()
-        with check.Checker(judge, self.prompts["verdict"]) as checker:
-            function = self._revision(checker, bool(wrong))
-            self._run("revision", wrong, function, self._judge_workers())
+        function: Function = _set_aside_wrong
+        if wrong:
+            function = self._revision()
+        self._run("revision", wrong, function, self._judge_workers())
 
-    def _revision(self, checker: check.Checker, is_needed: bool) -> Function:
+    def _revision(self) -> Function:
         """What takes the place of a wrong chain."""
+        checker = self.checker()
+        if self.recipe.revise == "none":
+            return _set_aside_wrong
         if self.recipe.revise == "data":
             return functools.partial(revise.from_data, checker=checker)
-        if self.recipe.revise == "none" or not is_needed:
-            return _set_aside_wrong
         reviser = revise.Reviser(
             self.judge(), self.prompts["revision"], checker, self.recipe.revisions
         )

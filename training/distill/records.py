@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -191,6 +192,9 @@ class StageFile:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # The next stage builds on these lines: they have to outlast a power cut that its own do
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()
 
     def add(self, entry: Entry) -> None:
