@@ -165,6 +165,7 @@ def report_of(
     """The figures of a distillation."""
     told = [row["distillation"] for row in rows]
     own = [line["tokens"] for line in told if line["revised_by"] is None]
+    every = [count for line in told for count in line["tokens_of_tries"] if count is not None]
     tries = sum(line["tries"] for line in told)
     right = sum(line["right_tries"] for line in told)
     samples = len(finished.data.samples) + len(finished.data.broken)
@@ -176,7 +177,8 @@ def report_of(
         "mean P": _mean([line["P"] for line in told]),
         "P": _limits([line["P"] for line in told]),
         "right share of tries": round(right / tries, 4) if tries else None,
-        "mean tokens of the chains that the model wrote": _mean(own),
+        "mean tokens of the tries": _mean(every),
+        "mean tokens of the tries that are kept": _mean(own),
         "mean characters": _mean([line["characters"] for line in told]),
         "tokens of the judge": tokens_of_judge(finished),
         "shard": finished.recipe.shard,

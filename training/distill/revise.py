@@ -58,21 +58,27 @@ class Reviser:
             judged = self.judge.ask(self.prompt, FORM, sample.images, values)
             records.append(judged.record)
             chain = Chain(judged.values["thinking"].strip(), judged.values["answer"].strip())
-            problem = self._problem(sample, chain)
-            if not problem:
+            problem = flaw(chain)
+            if problem:
+                continue
+            verdict = self.checker.verdict(sample, chain.answer)
+            if verdict.judge is not None:
+                records.append(verdict.judge)
+            if verdict.is_right:
                 return {**chain._asdict(), "by": "judge", "judge": total(records)}
+            problem = f"is wrong: {verdict.reason}"
         raise SetAside(f"{self.attempts} revisions, and the last {problem}")
 
-    def _problem(self, sample: Sample, chain: Chain) -> str:
-        """What is wrong with a revised chain; "" where nothing is."""
-        for mark in (conversation.THINK_START, conversation.THINK_END):
-            if mark in chain.thinking or mark in chain.answer:
-                return f"has {mark} in it"
-        gives_away = GIVES_AWAY.search(f"{chain.thinking}\n{chain.answer}")
-        if gives_away is not None:
-            return f"gives away that it was revised ({gives_away[0]!r})"
-        verdict = self.checker.verdict(sample, chain.answer)
-        return "" if verdict.is_right else f"is wrong: {verdict.reason}"
+
+def flaw(chain: Chain) -> str:
+    """Why a revised chain could not be the model's own, right or wrong; "" where it could."""
+    for mark in (conversation.THINK_START, conversation.THINK_END):
+        if mark in chain.thinking or mark in chain.answer:
+            return f"has {mark} in it"
+    gives_away = GIVES_AWAY.search(f"{chain.thinking}\n{chain.answer}")
+    if gives_away is not None:
+        return f"gives away that it was revised ({gives_away[0]!r})"
+    return ""
 
 
 def from_data(sample: Sample, checker: Checker) -> dict[str, Any]:
