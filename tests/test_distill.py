@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -764,6 +765,29 @@ def test_endpoints_get_the_penalty_of_each_question():
     assert [sent[f"Q{n}"].get("repetition_penalty") for n in range(3)] == [1.2, 1.5, None]
 
 
+class RecordingLlm:
+    """vLLM's engine as far as its sampling parameters go."""
+
+    def __init__(self):
+        self.parameters = []
+
+    def generate(self, prompts, parameters, use_tqdm):
+        self.parameters += parameters
+        output = types.SimpleNamespace(text="x</think>y", token_ids=[1, 2], finish_reason="stop")
+        return [types.SimpleNamespace(outputs=[output]) for _ in prompts]
+
+
+def test_vllms_engine_gets_the_penalty_of_each_question(monkeypatch):
+    engine = engines.VllmEngine.__new__(engines.VllmEngine)
+    engine.llm, engine.refusals, engine.parameters = RecordingLlm(), (ValueError,), {}
+    engine.make_parameters, engine.sampling = dict, Sampling(8, repetition_penalty=1.05)
+    engine.template = type("Template", (), {"opens_thinking": True})
+    monkeypatch.setattr(engine, "_prompt", lambda question: None, raising=False)
+    assert len(list(engine.answers([question(0, 1.2), question(1, 1.5), question(2)]))) == 3
+    sent = [parameters["repetition_penalty"] for parameters in engine.llm.parameters]
+    assert sent == [1.2, 1.5, 1.05]
+
+
 def test_results_come_as_they_are_finished_and_no_more_than_are_wanted():
     """A slow one holds up nobody, and leaving the loop starts nothing further."""
     started = []
@@ -835,6 +859,7 @@ OWN_CHAINS = [
     ("I add.\n</think>\n\n\\boxed{8}", "own chain is wrong", "wrong"),
     ("\\boxed{7}", "no chain with an answer", "it has no thinking"),
     ("", "no chain with an answer", "the row ends with its question"),
+    ("I.</think>So.</think>\\boxed{7}", "has </think> in it", "it thinks twice"),
 ]
 
 

@@ -90,6 +90,9 @@ def from_data(sample: Sample, checker: Checker) -> dict[str, Any]:
     thinking, answer = conversation.split_thinking(sample.answer)
     if not answer:
         raise SetAside("no try is right, and the data have no chain with an answer")
+    problem = flaw(Chain(thinking, answer))
+    if problem:
+        raise SetAside(f"no try is right, and the data's own chain {problem}")
     verdict = checker.verdict(sample, answer)
     if not verdict.is_right:
         raise SetAside(f"no try is right, and the data's own chain is wrong: {verdict.reason}")
