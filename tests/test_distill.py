@@ -627,6 +627,24 @@ def test_two_shards_are_the_union_without_overlap(recipe, tmp_path):
         assert sorted(without_ports) == sorted(expected)
 
 
+def test_shards_one_after_another(recipe, tmp_path):
+    """A machine that does both: first the scores of each, then the rest, and nobody waits."""
+    endpoint = FakeEndpoint(ANSWERS)
+    endpoint.reply_to_judge, endpoint.judge_fault_of = reply_of_judge, fault_of_judge
+    numbers = []
+    with endpoint.serving() as url:
+        path = recipe(url)
+        for until in ("integration", ""):
+            for shard in ("0/2", "1/2"):
+                distil(path, {"shard": shard}, until=until)
+    for folder in (tmp_path / "out").iterdir():
+        for line in lines_of(folder / "distilled.jsonl"):
+            told = line["distillation"]
+            numbers.append(told["number"])
+            assert told["P"] == pytest.approx(expected_penalties()[told["number"]], abs=0.0051)
+    assert sorted(numbers) == [0, 1, 2, 6, 7, 8]
+
+
 def test_a_stage_stops_where_nobody_answers_any_more(recipe, monkeypatch, tmp_path):
     """What was done is kept, and the next start goes on with all samples."""
     endpoint = FakeEndpoint(ANSWERS)

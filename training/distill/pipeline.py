@@ -59,8 +59,16 @@ from training.distill.records import (
     read_data,
 )
 
-SCORING = ("clarity", "necessity", "text", "integration")
-STAGES = (*SCORING, "length", "tries", "check", "revision")
+STAGES = (
+    "clarity",
+    "necessity",
+    "text",
+    "integration",
+    "length",
+    "tries",
+    "check",
+    "revision",
+)
 SECONDS_BETWEEN_LOOKS = 2.0  # at the files of other shards
 UNANSWERED = "unanswered"  # marks a line of a sample that is asked about again at the next start
 # What may change between two starts of one run
@@ -210,15 +218,14 @@ class Distillation:
             return function(sample)
 
         self._run("integration", self._left("text"), score, self._judge_workers())
+        # Once, since chains are written under what follows from them; other shards wait for it
+        own = self.folder / "ranges.json"
+        if durable.read_json(own) is None:
+            durable.write_json(own, ranges_of(self._scored().values()))
 
     def _do_length(self) -> None:
         """P of each sample; the file is written anew, and says the same as before."""
-        scored = {}
-        for sample in self._left("integration"):
-            scored[sample.number] = self.scores(sample.number)
-        own = self.folder / "ranges.json"
-        if durable.read_json(own) is None:
-            durable.write_json(own, ranges_of(scored.values()))
+        scored = self._scored()
         ranges = self._ranges()
         settings = self.recipe.length
         entries = {}
@@ -368,8 +375,15 @@ class Distillation:
                     fuse.see(UNANSWERED in entry, entry.get(SET_ASIDE, ""))
             self.lines[name] = file.by_number()
 
-    def scores(self, number: int) -> Scores:
-        """The scores of a sample that has passed all stages of scoring."""
+    def _scored(self) -> dict[int, Scores]:
+        """The scores of each sample that has passed all stages of scoring."""
+        scored = {}
+        for sample in self._left("integration"):
+            scored[sample.number] = self._scores(sample.number)
+        return scored
+
+    def _scores(self, number: int) -> Scores:
+        """S_v, S_t and S_I of a sample."""
         clarity = self.lines["clarity"][number]["clarity"]
         needed = self.lines["necessity"][number]["necessity"]
         said = self.lines["text"][number]
