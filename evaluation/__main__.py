@@ -27,7 +27,8 @@ from evaluation.families import FamilySet
 from evaluation.items import Item, read_items
 from evaluation.judging import STRATEGIES, THINKING, JudgeModel, Judging
 from evaluation.results import Results, read_answers
-from evaluation.run import ITEMS, answer_and_judge, folder_of_run, prepared_items
+from evaluation.run import ITEMS, answer_and_judge, prepared_items
+from evaluation.run_folder import folder_of_run
 from serving.client import Client
 from serving.interrupt import exit_at_interrupt
 from serving.reply_cache import ReplyCache

@@ -32,7 +32,8 @@ from evaluation.judging import Judging
 from evaluation.local import OPTIONS, LocalModel, load
 from evaluation.quantization import QUANTIZATIONS, stored_bytes
 from evaluation.results import Results, groups_of, summarize
-from evaluation.run import answer_and_judge, folder_of_run, prepared_items
+from evaluation.run import answer_and_judge, prepared_items
+from evaluation.run_folder import folder_of_run
 from tasks import samples
 
 NAME = "nano"  # of the benchmark

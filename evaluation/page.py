@@ -6,26 +6,19 @@ them when they are opened: five long chains of thought to each of thousands of q
 
 from __future__ import annotations
 
-import base64
-import gzip
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 import durable
 from evaluation import table
 from evaluation.items import Item
+from evaluation.page_parts import filled, packed, small_copy
 from evaluation.results import Answer, Results
 from remote_code import conversation
 
 NAME = "page.html"
 TEMPLATE = Path(__file__).with_name("page.html")
-SIDE = 480  # pixels of a picture on the page, at most
-QUALITY = 80  # of its JPEG
 
 
 def write(
@@ -58,10 +51,7 @@ def write(
         "images": images,
         "questions": questions,
     }
-    # In a script a text could otherwise end the script.
-    written = json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8").replace("DATA</script>", written + "</script>", 1)
-    durable.write_text(out / NAME, page)
+    durable.write_text(out / NAME, filled(TEMPLATE, content))
 
 
 def _question(result: Results, number: int, item: Item) -> dict[str, Any]:
@@ -80,7 +70,7 @@ def _question(result: Results, number: int, item: Item) -> dict[str, Any]:
         "golds": list(item.golds),
         "images": list(item.images),
         "runs": runs,
-        "details": _packed(details),
+        "details": packed(details),
     }
 
 
@@ -115,20 +105,3 @@ def _detail(answer: Answer | None, reason: str) -> dict[str, Any]:
         "reason": answer.reason,
         "tokens": answer.tokens,
     }
-
-
-def _packed(content: Any) -> str:
-    """Content as JSON, compressed, in base64."""
-    return base64.b64encode(gzip.compress(json.dumps(content).encode(), mtime=0)).decode()
-
-
-def small_copy(path: Path) -> str:
-    """A picture, small enough for a page, as a data URI."""
-    with Image.open(path) as image:
-        copy = image.convert("RGBA")
-    copy.thumbnail((SIDE, SIDE))
-    ground = Image.new("RGB", copy.size, "white")
-    ground.paste(copy, mask=copy)
-    file = io.BytesIO()
-    ground.save(file, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -13,9 +13,6 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import filelock
 
 import durable
 from evaluation.adapter import AskedModel, registered_name
@@ -32,45 +29,6 @@ from evaluation.scope import (
 )
 
 ITEMS = "items.jsonl"
-SETTINGS = "run.json"
-
-
-@contextlib.contextmanager
-def folder_of_run(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
-    """Claim the folder of a run for this process; its first process writes the settings.
-
-    Args:
-        folder: that is made where it is not there.
-        settings: everything that decides what is asked and how it is judged.
-
-    Raises:
-        ValueError: the folder belongs to a run with other settings, or another process uses it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise ValueError(
-            f"{folder}: another process is writing there. Wait, or name another --out."
-        ) from error
-    try:
-        earlier = durable.read_json(folder / SETTINGS)
-        if earlier is None:
-            durable.write_json(folder / SETTINGS, settings)
-        elif earlier != settings:
-            changed = [name for name in settings if earlier.get(name) != settings[name]]
-            raise ValueError(
-                f"{folder} has a run with other settings ({_changes(earlier, settings, changed)}). "
-                "Give those, or name another --out."
-            )
-        yield
-    finally:
-        lock.release()
-
-
-def _changes(earlier: dict[str, Any], settings: dict[str, Any], changed: list[str]) -> str:
-    return ", ".join(f"{name} {earlier.get(name)!r}, now {settings[name]!r}" for name in changed)
 
 
 def prepared_items(folder: Path, load: Callable[[], list[Item]]) -> list[Item]:
@@ -136,7 +94,7 @@ def _record_settings(config: TaskConfig) -> None:
 
     A first run of EvalScope keeps its verdicts beside until it ends, and one that is killed leaves
     none. A run that goes on writes them as they come; this makes each run one. That the settings
-    are the same is checked by `folder_of_run`.
+    are the same is checked by `folder_of_run` (run_folder.py).
     """
     name = config.datasets[0]
     meta = get_benchmark(name, config).benchmark_meta

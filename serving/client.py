@@ -34,6 +34,10 @@ class RequestFailed(RuntimeError):
     """No endpoint has answered a request; the text says why."""
 
 
+class RequestRefused(RequestFailed):
+    """An endpoint has refused a request (400), as every other one would."""
+
+
 class Reply(NamedTuple):
     """What an endpoint wrote.
 
@@ -149,7 +153,11 @@ class Client:
                 )
 
     def ask(
-        self, messages: Sequence[Message], sampling: Sampling, seed: int | None = None
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        seed: int | None = None,
+        response_format: Mapping[str, Any] | None = None,
     ) -> Reply:
         """The reply to a conversation, from the endpoint that has least to do.
 
@@ -157,12 +165,17 @@ class Client:
             messages: of the conversation.
             sampling: how the answer is drawn; its own seed is not sent.
             seed: of this answer, or None.
+            response_format: what the endpoint holds the answer to, such as a JSON schema, in the
+                form of the API.
 
         Raises:
+            RequestRefused: an endpoint calls the request a bad one.
             RequestFailed: no endpoint has answered, or all they write is empty.
         """
         begun = time.monotonic()
         body = request_body(sampling, seed)
+        if response_format is not None:
+            body["response_format"] = response_format
         reasons: list[str] = []
         untried = list(self._endpoints)
         while untried:
@@ -173,7 +186,7 @@ class Client:
                 except openai.OpenAIError as error:
                     reasons.append(f"{endpoint.url}: {_reason(error)}")
                     if isinstance(error, openai.BadRequestError):
-                        break  # another endpoint would refuse it as well
+                        raise RequestRefused("; ".join(reasons)) from error
                     continue
             if completion is not None:
                 return _reply(completion, time.monotonic() - begun)

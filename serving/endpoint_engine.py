@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from itertools import islice
 from typing import Any
 
 from remote_code import conversation
 from serving.client import Client, Reply, RequestFailed, image_part
+from serving.concurrency import as_finished
 from serving.question_file import Entry, Question, answer_entry, error_entry, key_of
 from serving.sampling import Sampling
-
-QUEUED = 2  # questions in memory for each request that the endpoints answer at a time
 
 
 class EndpointEngine:
@@ -31,23 +28,13 @@ class EndpointEngine:
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Entry]:
         """Entries as they are finished."""
-        remaining = iter(questions)
-        with ThreadPoolExecutor(self.client.capacity) as pool:
-            running = {
-                pool.submit(self._entry, question)
-                for question in islice(remaining, QUEUED * self.client.capacity)
-            }
-            while running:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for question in islice(remaining, len(finished)):
-                    running.add(pool.submit(self._entry, question))
-                for future in finished:
-                    yield future.result()
+        return as_finished(self._entry, questions, self.client.capacity)
 
     def _entry(self, question: Question) -> Entry:
         seed = self.sampling.seed_of(*key_of(question))
         try:
-            reply = self.client.ask(messages_of(question), self.sampling, seed)
+            sampling = self.sampling.with_penalty(question.get("repetition_penalty"))
+            reply = self.client.ask(messages_of(question), sampling, seed)
         except (RequestFailed, ValueError, OSError) as error:
             return error_entry(question, error)
         text = whole_text(reply)

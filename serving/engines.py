@@ -66,21 +66,25 @@ class TransformersEngine:
         self.options = {
             "max_new_tokens": sampling.max_new_tokens,
             "do_sample": sampling.temperature > 0,
-            "repetition_penalty": sampling.repetition_penalty,
         }
         if sampling.temperature:
             self.options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
 
     def answers(self, questions: Sequence[Question]) -> Iterator[Entry]:
         """Entries as they are finished, in the order of the batches."""
-        groups: dict[str | None, list[Question]] = {}  # a batch shares its system message
+        # A batch shares its system message and its repetition penalty
+        groups: dict[tuple[str | None, float], list[Question]] = {}
         for question in sorted(questions, key=_size_of_question):
-            groups.setdefault(question["system"], []).append(question)
-        for system, group in groups.items():
+            groups.setdefault((question["system"], self._penalty(question)), []).append(question)
+        for group in groups.values():
             for start in range(0, len(group), self.batch_size):
-                yield from self._answer_batch(group[start : start + self.batch_size], system)
+                yield from self._answer_batch(group[start : start + self.batch_size])
 
-    def _answer_batch(self, batch: list[Question], system: str | None) -> Iterator[Entry]:
+    def _penalty(self, question: Question) -> float:
+        """The repetition penalty of a question: its own, or that of the run."""
+        return self.sampling.with_penalty(question.get("repetition_penalty")).repetition_penalty
+
+    def _answer_batch(self, batch: list[Question]) -> Iterator[Entry]:
         """Entries of a batch; where it cannot be answered, each of its questions is asked alone.
 
         One bad question, or one that is too large, must not cost the others their answer.
@@ -91,7 +95,7 @@ class TransformersEngine:
             with torch.random.fork_rng(enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)
-                texts = self._ask(batch, system, monitor)
+                texts = self._ask(batch, monitor)
         except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
             # Only the text is used below: the error holds the frames that it came through, and with
             # them what they have in memory.
@@ -107,25 +111,27 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         for question in batch:
-            yield from self._answer_batch([question], system)
+            yield from self._answer_batch([question])
 
-    def _ask(
-        self, batch: list[Question], system: str | None, monitor: generation.GenerationMonitor
-    ) -> list[str]:
+    def _ask(self, batch: list[Question], monitor: generation.GenerationMonitor) -> list[str]:
         """The text of each answer of a batch.
 
         Args:
-            batch: the questions.
-            system: their system message.
+            batch: the questions, which share system message and repetition penalty.
             monitor: gets the generated ids.
         """
+        options = {
+            **self.options,
+            "repetition_penalty": self._penalty(batch[0]),
+            "stopping_criteria": [monitor],
+        }
         return self.model.batch_chat(
             self.tokenizer,
             [question["images"] or None for question in batch],
             [question["question"] for question in batch],
-            {**self.options, "stopping_criteria": [monitor]},
+            options,
             history=[question["history"] for question in batch],
-            system_message=system,
+            system_message=batch[0]["system"],
             thinking_budget=self.sampling.thinking_budget,
         )
 
@@ -205,7 +211,6 @@ class VllmEngine:
         self.parameters = {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "repetition_penalty": sampling.repetition_penalty,
             "max_tokens": sampling.max_new_tokens,
             "logit_bias": dict.fromkeys(ids, NEVER),
         }
@@ -241,7 +246,12 @@ class VllmEngine:
         parameters = []
         for question in questions:
             seed = self.sampling.seed_of(*key_of(question))
-            parameters.append(self.make_parameters(seed=seed, **self.parameters))
+            own = self.sampling.with_penalty(question.get("repetition_penalty"))
+            parameters.append(
+                self.make_parameters(
+                    seed=seed, repetition_penalty=own.repetition_penalty, **self.parameters
+                )
+            )
         try:
             outputs = self.llm.generate(prompts, parameters, use_tqdm=False)
         except self.refusals as error:

@@ -32,7 +32,16 @@ Key = tuple[str, int]  # id of a question, and which of its answers
 Line = TypeVar("Line", str, bytes)
 
 
-class Question(TypedDict):
+class OwnSettings(TypedDict, total=False):
+    """What a program may set for one question, in place of the setting of the run.
+
+    A file of questions cannot: its answers are compared by the settings of the run.
+    """
+
+    repetition_penalty: float
+
+
+class Question(OwnSettings):
     """A line of the questions, complete and checked; its images are absolute paths.
 
     `number` says which of the answers to the question is asked for, from 0.

@@ -68,6 +68,16 @@ class Sampling:
             "seed": self.seed,
         }
 
+    def with_penalty(self, penalty: float | None) -> Sampling:
+        """These settings with the repetition penalty of one question; None leaves them.
+
+        Raises:
+            ValueError: the penalty is not above 0.
+        """
+        if penalty is None:
+            return self
+        return dataclasses.replace(self, repetition_penalty=penalty)
+
     def seed_of(self, question_id: str, number: int) -> int | None:
         """The seed of an answer: of its own, so that it does not depend on what was asked before.
 

@@ -18,10 +18,13 @@ import traceback
 from pathlib import Path
 
 import torch
+import yaml
 
 from serving import offline
 from tests import checkpoints
 from training import assemble, select, sft
+from training.distill import pipeline
+from training.distill.recipe import read_recipe
 
 IMAGES = checkpoints.ROOT / "examples" / "images"
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -86,9 +89,28 @@ def training(folder):
     sft.train(*sft.parse(flags))
 
 
-COMMANDS = {command.__name__: command for command in (assembly, selection, answers, training)}
+def distillation(folder):
+    """Three samples scored by rule: a right one, one that is replaced, and one set aside."""
+    rows = []
+    for number, (solution, box) in enumerate((("7", "7"), ("9", "9"), ("1", "2"))):
+        turns = [("human", f"What is 3 + {4 + number}?"), ("gpt", f"</think>\\boxed{{{box}}}")]
+        messages = [{"from": role, "value": text} for role, text in turns]
+        rows.append({"conversations": messages, "difficulty": number, "solution": solution})
+    write_lines(folder / "rows.jsonl", rows)
+    path = checkpoints.ROOT / "training" / "recipes" / "nano" / "distill.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content |= {"data": [str(folder / "rows.jsonl")], "output_dir": str(folder / "out"), "tries": 1}
+    content["generator"] |= {"model": str(checkpoints.NANO), "batch_size": 1}
+    content["sampling"]["max_new_tokens"] = 32
+    (folder / "distill.yaml").write_text(yaml.safe_dump(content))
+    pipeline.Distillation(read_recipe(str(folder / "distill.yaml"))).run()
+
+
+COMMANDS = {
+    command.__name__: command for command in (assembly, selection, answers, training, distillation)
+}
 # Of a command with many operations every so many points are tried.
-STRIDES = {"training": 3}
+STRIDES = {"training": 3, "distillation": 3}
 
 
 def contents(paths):
@@ -199,6 +221,11 @@ def command_outputs(command, folder):
         selection: (folder / "chosen.jsonl",),
         answers: (folder / "answers.jsonl",),
         training: (folder / "run" / "mlp1", folder / "run" / "summary.json"),
+        distillation: (
+            folder / "out" / "distilled.jsonl",
+            folder / "out" / "set_aside.jsonl",
+            folder / "out" / "report.json",
+        ),
     }[command]
 
 

@@ -28,6 +28,8 @@ class FakeEndpoint:
         context: tokens that prompt and answer may have.
         reply_to_judge: replies to a prompt of a judge.
         judge_faults: what happens before judges reply, one of FAULTS each time.
+        judge_fault_of: what happens to a prompt of a judge each time, one of FAULTS, or None.
+        takes_schemas: whether it takes a `response_format`; otherwise it refuses the request.
         asked: requests by mark, answered or not.
         given: answers by mark that were sent whole.
         bodies: of all requests.
@@ -41,6 +43,8 @@ class FakeEndpoint:
         self.context = 131_072
         self.reply_to_judge = lambda text: "Verdict: WRONG"
         self.judge_faults = []
+        self.judge_fault_of = lambda text: None
+        self.takes_schemas = True
         self.asked = Counter()
         self.given = Counter()
         self.bodies = []
@@ -95,9 +99,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.endpoint.lock:
             self.endpoint.bodies.append(body)
         text = text_of(body)
+        if "response_format" in body and not self.endpoint.takes_schemas:
+            return FAULTS["no schemas"](self)
         if body["model"] == "judge":
+            fault = self.endpoint.judge_fault_of(text)
             with self.endpoint.lock:
-                fault = self.endpoint.judge_faults.pop(0) if self.endpoint.judge_faults else None
+                if self.endpoint.judge_faults:
+                    fault = self.endpoint.judge_faults.pop(0)
             if fault is not None:
                 return FAULTS[fault](self)
             return self.send(200, completion({"content": self.endpoint.reply_to_judge(text)}))
@@ -138,11 +146,24 @@ def answer_slowly(handler):
     handler.send(503, {"error": {"message": "loading"}}, [("retry-after-ms", "10")])
 
 
+def hang(handler):
+    """Reply to nobody: the client has gone by then."""
+    time.sleep(HANG_SECONDS)
+    with contextlib.suppress(OSError):
+        handler.send(200, completion({"content": "too late"}))
+
+
+HANG_SECONDS = 1.5
 FAULTS = {
     "429": refuse(429, "too many requests", [("retry-after-ms", "20")]),
     "500": refuse(500, "internal error", [("retry-after-ms", "10")]),
     "400": refuse(400, "This model's maximum context length is 4096 tokens."),
+    "no schemas": refuse(400, "response_format is not supported"),
     "slow": answer_slowly,
+    "hang": hang,
+    "cut short": lambda handler: handler.send(
+        200, completion({"content": '{"reason": "I'}, "length")
+    ),
     "cut": lambda handler: handler.send(200, completion({"content": "Answer: 1"}), cut=True),
     "empty": lambda handler: handler.send(200, completion({"content": ""})),
     "no choice": lambda handler: handler.send(200, {**completion({}), "choices": []}),

@@ -42,6 +42,17 @@ FILES_OF_USERS = (
     "selection.jsonl",
     "data.jsonl",
     "report.json",
+    "clarity.jsonl",
+    "necessity.jsonl",
+    "text.jsonl",
+    "integration.jsonl",
+    "length.jsonl",
+    "ranges.json",
+    "tries.jsonl",
+    "check.jsonl",
+    "revision.jsonl",
+    "distilled.jsonl",
+    "set_aside.jsonl",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 

@@ -16,7 +16,9 @@ from training.select import Scores
 
 
 @pytest.mark.slow  # minutes: each command is started some dozen times
-@pytest.mark.parametrize("command", ["assembly", "selection", "answers", "training"])
+@pytest.mark.parametrize(
+    "command", ["assembly", "selection", "answers", "training", "distillation"]
+)
 def test_stopped_before_any_file_operation_it_goes_on_to_the_same_result(command, tmp_path):
     """Also where the file that was last touched is empty then: see tests/crash_points.py."""
     done = subprocess.run(

@@ -16,7 +16,7 @@ from PIL import Image
 
 import durable
 from evaluation import __main__ as command
-from evaluation import cost, page, protocol, results, run, statistics, table
+from evaluation import cost, page, protocol, results, run_folder, statistics, table
 from evaluation.families import FamilySet
 from evaluation.items import ImageFolder, Item, read_items, write_items
 from evaluation.judging import Judging, verdict_of
@@ -301,9 +301,9 @@ def test_another_runs_folder_is_refused(evaluate, data):
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
     with (
-        run.folder_of_run(tmp_path, {}),
+        run_folder.folder_of_run(tmp_path, {}),
         pytest.raises(ValueError, match="another process is writing there"),
-        run.folder_of_run(tmp_path, {}),
+        run_folder.folder_of_run(tmp_path, {}),
     ):
         pass
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import durable
-from evaluation.page import small_copy
+from evaluation.page_parts import evenly, small_copy
 from training.grpo_trainer import COMPLETIONS_FILE
 
 PAGE_FILE = "completions.html"
@@ -68,14 +68,6 @@ def groups_of(path: Path) -> list[Group]:
         key = (row["step"], row["prompt"], *row["images"])
         groups.setdefault(key, []).append(row)
     return list(groups.values())
-
-
-def evenly(groups: list[Group], count: int) -> list[Group]:
-    """So many of the groups, at even distances, the first and the last among them."""
-    if len(groups) <= count:
-        return groups
-    last = len(groups) - 1
-    return [groups[round(place * last / (count - 1))] for place in range(count)]
 
 
 def _article(group: Group) -> str:

@@ -29,7 +29,13 @@ import durable
 from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
 from training.raters import Rated, RatingError, RewardSettings, make_rater
-from training.solved_rows import SolvedRow, question_with_history, read_solved_rows
+from training.solved_rows import (
+    SolvedRow,
+    question_fields,
+    question_with_history,
+    read_solved_rows,
+    row_with_absolute_images,
+)
 
 REPORT = "report.json"
 
@@ -291,18 +297,9 @@ def sample_of(read: SolvedRow) -> Sample:
     if not read.answer:
         raise ValueError(f"a row has no answer to train on: {read.sample.turns[-1][0][:60]!r}")
     images = [str(path.resolve()) for path in read.images]
-    *earlier, (question, _) = read.sample.turns
-    absolute = {key: value for key, value in read.row.items() if key not in ("image", "images")}
-    if images:
-        absolute["images"] = images
     return Sample(
-        row=absolute,
-        asked={
-            "question": question,
-            "images": images,
-            "system": read.sample.system or None,
-            "history": [list(turn) for turn in earlier],
-        },
+        row=row_with_absolute_images(read),
+        asked=question_fields(read),
         rated=Rated(
             question=question_with_history(read.sample),
             images=images,

@@ -40,6 +40,11 @@ NOISES = (
         None,
         "transformers 5.24 renames the setting; the recipes keep the name that TRL 1.16 knows",
     ),
+    Noise(
+        "Passing `repetition_penalty` with `inputs_embeds`",
+        None,
+        "a penalty on the chain alone is what distillation wants: see training/distill/generate.py",
+    ),
 )
 
 

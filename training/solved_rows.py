@@ -2,7 +2,7 @@
 
 A row has the form of those of SFT (training/rows.py), or ends with its question. The right answer
 is its `solution`, or else the box of its last answer; `kind` and `options` say how it is compared
-(answers/judging.py). GRPO and the iterations of SFT read them.
+(answers/judging.py). GRPO, the iterations of SFT and distillation read them.
 """
 
 from __future__ import annotations
@@ -98,6 +98,25 @@ def question_with_history(sample: ChatSample) -> str:
     """The last question of a conversation, below all that was said before it."""
     *earlier, (question, _) = sample.turns
     return "\n".join([text for turn in earlier for text in turn] + [question])
+
+
+def question_fields(read: SolvedRow) -> dict[str, Any]:
+    """The last question of a row as serving/question_file.py has it, without id and number."""
+    *earlier, (question, _) = read.sample.turns
+    return {
+        "question": question,
+        "images": [str(path.resolve()) for path in read.images],
+        "system": read.sample.system or None,
+        "history": [list(turn) for turn in earlier],
+    }
+
+
+def row_with_absolute_images(read: SolvedRow) -> dict[str, Any]:
+    """A row that may be written into another folder."""
+    row = {key: value for key, value in read.row.items() if key not in ("image", "images")}
+    if read.images:
+        row["images"] = [str(path.resolve()) for path in read.images]
+    return row
 
 
 def _parse(row: Any) -> tuple[ChatSample, str]:

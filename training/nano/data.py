@@ -36,6 +36,8 @@ from training.nano.text import STEP_BY_STEP
 # Keeps these pictures apart from those of the encoder's training and of evaluation.
 STREAM = 0xDA7A
 ROWS_AT_A_TIME = 16  # that a process draws
+HARDEST = 10.0  # of the difficulty
+WORDS_OF_A_POINT = 5  # of the reasoning, for a point of the difficulty
 PAIR_ANSWERS = ("first", "second", "equal")
 
 
@@ -131,7 +133,12 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
     if len(image_names) == 1:
         image = image_names[0]
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"image": image, "conversations": turns}
+    return {"image": image, "conversations": turns, "difficulty": difficulty_of(sample)}
+
+
+def difficulty_of(sample: samples.Sample) -> float:
+    """How hard a sample is, from 0 to 10: a fifth of the words of its reasoning, at most 10."""
+    return min(HARDEST, round(len(sample.thinking.split()) / WORDS_OF_A_POINT, 1))
 
 
 def write(stage: str, folder: Path, count: int, seed: int = 0) -> Path:
