@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from remote_code.conversation import IMAGE_PLACEHOLDER, add_image_placeholders, token_id
-from remote_code.generation import as_set, stopping_decision
+from remote_code import conversation, generation
 
 
 class LastToken(StoppingCriteria):
@@ -35,7 +34,7 @@ class LastToken(StoppingCriteria):
         self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any
     ) -> torch.Tensor | bool:
         self.id = int(input_ids[0, -1])
-        return stopping_decision(False, input_ids)
+        return generation.stopping_decision(False, input_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ class Dialogue:
             asked, answer = stream.history[-1]
         else:
             num_images = sum(len(turn.images) for turn in self.turns) + len(self.waiting)
-            asked = add_image_placeholders(question, self.history, num_images)
+            asked = conversation.add_image_placeholders(question, self.history, num_images)
             answer = self._as_in_history(stream.answer)
         is_whole = stream.history is not None and self._last_token.id in self._stop_ids()
         turn = Turn(asked, answer, self.waiting, is_whole)
@@ -156,9 +155,9 @@ class Dialogue:
 
     def _stop_ids(self) -> set:
         """The ids of the tokens by which a model ends its answer."""
-        stops = as_set(self.options.get("eos_token_id", self.tokenizer.eos_token_id))
+        stops = generation.as_set(self.options.get("eos_token_id", self.tokenizer.eos_token_id))
         for token in self.model.conv_template.stop_strings:
-            stops.add(token_id(self.tokenizer, token))
+            stops.add(conversation.token_id(self.tokenizer, token))
         return stops - {None}
 
     # -- as JSON -----------------------------------------------------------------------------------
@@ -206,7 +205,7 @@ def absolute(source: str) -> str:
 
 def parts_of(question: str, sources: Sequence[str]) -> list[dict[str, str]]:
     """A question as a message's parts: its images, each where its `<image>` stands, and text."""
-    *texts, rest = question.split(IMAGE_PLACEHOLDER, len(sources))
+    *texts, rest = question.split(conversation.IMAGE_PLACEHOLDER, len(sources))
     parts: list[dict[str, str]] = []
     for text, source in zip([*texts, rest], ["", *sources]):
         if source:

@@ -24,7 +24,7 @@ import torch
 import durable
 from examples import line_editing
 from examples.dialogue import Dialogue
-from remote_code.conversation import THINK_END
+from remote_code import conversation
 
 PROMPT = "> "
 DIM, NORMAL = "\x1b[2m", "\x1b[0m"
@@ -65,13 +65,13 @@ class ShownAnswer:
         if not self._thinks:
             self._show(text)
             return
-        thinking, mark, answer = text.partition(THINK_END)
+        thinking, mark, answer = text.partition(conversation.THINK_END)
         if mark:
             self._show(thinking)
             self._thinks = False
             self._show(f"\nFinal answer:{answer}")
             return
-        length = common_length(text, THINK_END)
+        length = common_length(text, conversation.THINK_END)
         self._held = text[len(text) - length :]
         self._show(text[: len(text) - length])
 

@@ -31,7 +31,7 @@ from explain.attention import attended
 from explain.looking import as_weights
 from explain.occlusion import Occlusion, TiledImage
 from explain.scoring import Prompt, ScoredAnswer
-from remote_code.chat_images import load_image_processor
+from remote_code import chat_images
 from tasks.charts import TALLEST_QUESTION, draw_chart
 from tasks.draw import draw_shapes
 from tasks.drawing import Drawing, Mark
@@ -122,7 +122,7 @@ class Checked:
             path, torch_dtype=torch.float32, attn_implementation="eager", trust_remote_code=True
         ).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
-        self.image_processor = load_image_processor(self.model)
+        self.image_processor = chat_images.load_image_processor(self.model)
         self.cells_per_side = cells_per_side
 
     def answer(self, drawing: Drawing) -> str:

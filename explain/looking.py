@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from explain.occlusion import Occlusion, TiledImage
-from explain.scoring import Prompt, ScoredAnswer
-from remote_code.chat_images import load_image_processor
+from explain.scoring import Prompt, ScoredAnswer, check_mode
+from remote_code import chat_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class LookSettings:
     def __post_init__(self) -> None:
         if self.cells_per_side < 1:
             raise ValueError(f"cells_per_side={self.cells_per_side}: expected 1 or more.")
+        check_mode(self.mode)
 
 
 def where_it_looked(
@@ -100,7 +101,7 @@ def where_it_looked(
 
 def image_processor_of(model: Any, tokenizer: Any) -> Any:
     """That of a processor, or of the repository that the model was loaded from."""
-    return getattr(tokenizer, "image_processor", None) or load_image_processor(model)
+    return getattr(tokenizer, "image_processor", None) or chat_images.load_image_processor(model)
 
 
 def as_list(images: Any) -> list:

@@ -12,18 +12,7 @@ from typing import Any
 
 import torch
 
-from remote_code.chat import MODES
-from remote_code.conversation import (
-    IMAGE_CONTEXT,
-    THINK_END,
-    Segment,
-    add_image_placeholders,
-    encode_segments,
-    get_conv_template,
-    open_conversation,
-    token_id,
-)
-from remote_code.device_map import device_of_embedding
+from remote_code import chat, conversation, device_map
 
 POSITIONS_AT_A_TIME = 512  # whose logits are in memory together, each of the whole vocabulary
 
@@ -50,8 +39,7 @@ class Prompt:
     system_message: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r} is unknown; expected one of {', '.join(MODES)}.")
+        check_mode(self.mode)
 
 
 class ScoredAnswer:
@@ -78,9 +66,9 @@ class ScoredAnswer:
         self, model: Any, tokenizer: Any, prompt: Prompt, answer: str, passage: str | None = None
     ) -> None:
         self._model = model
-        self._image_token_id = token_id(tokenizer, IMAGE_CONTEXT)
+        self._image_token_id = conversation.token_id(tokenizer, conversation.IMAGE_CONTEXT)
         before = encoded_prompt(model, tokenizer, prompt)
-        written = encode_segments(tokenizer, answer_segments(answer))
+        written = encoded_answer(tokenizer, answer)
         if not written:
             raise ValueError("The answer is empty: there are no words that an image could explain.")
         first, last = 0, len(written)
@@ -108,7 +96,7 @@ class ScoredAnswer:
             Float32 (rows,), on the CPU.
         """
         last = self.scored.stop
-        device = device_of_embedding(self._model.get_input_embeddings())
+        device = device_map.device_of_embedding(self._model.get_input_embeddings())
         ids = torch.tensor(self.ids[:last], device=device).expand(len(features), -1)
         embeds = self._model.embed(
             ids, image_features=features.flatten(0, 1), image_token_id=self._image_token_id
@@ -132,26 +120,37 @@ class ScoredAnswer:
         return torch.cat(found)
 
 
+def check_mode(mode: str) -> None:
+    """Check that questions can be asked in a mode.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if mode not in chat.MODES:
+        raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(chat.MODES)}.")
+
+
 def encoded_prompt(model: Any, tokenizer: Any, prompt: Prompt) -> list[int]:
     """The token ids of a prompt, which are those of `chat()`."""
-    question = add_image_placeholders(prompt.question, prompt.history, len(prompt.num_patches))
-    template = get_conv_template(model.config.template)
+    question = conversation.add_image_placeholders(
+        prompt.question, prompt.history, len(prompt.num_patches)
+    )
+    template = conversation.get_conv_template(model.config.template)
     system_message = prompt.system_message
     if system_message is None:
         system_message = getattr(model, "system_message", None)
-    conversation = open_conversation(template, question, prompt.history, system_message)
-    segments = conversation.segments(
-        [model.num_image_token * tiles for tiles in prompt.num_patches]
-    )
+    opened = conversation.open_conversation(template, question, prompt.history, system_message)
+    segments = opened.segments([model.num_image_token * tiles for tiles in prompt.num_patches])
     if prompt.mode == "no-think":
         segments.append((template.skipped_thinking, True))
-    return encode_segments(tokenizer, segments, conversation.begin)
+    return conversation.encode_segments(tokenizer, segments, opened.begin)
 
 
-def answer_segments(answer: str) -> list[Segment]:
-    """An answer as the model wrote it, whose first `</think>` is a control token."""
-    thinking, mark, rest = answer.partition(THINK_END)
-    return [(thinking, False), (mark, True), (rest, False)]
+def encoded_answer(tokenizer: Any, answer: str) -> list[int]:
+    """The token ids of what a model wrote, in which the first `</think>` is a control token."""
+    thinking, mark, rest = answer.partition(conversation.THINK_END)
+    segments = [(thinking, False), (mark, True), (rest, False)]
+    return conversation.encode_segments(tokenizer, segments)
 
 
 def span_of(tokenizer: Any, answer: str, passage: str) -> tuple[int, int]:
@@ -163,9 +162,9 @@ def span_of(tokenizer: Any, answer: str, passage: str) -> tuple[int, int]:
     start = answer.find(passage)
     if start < 0 or not passage:
         raise ValueError(f"The passage {passage!r} does not stand in the answer {answer!r}.")
-    written = encode_segments(tokenizer, answer_segments(answer))
-    before = encode_segments(tokenizer, answer_segments(answer[:start]))
-    through = encode_segments(tokenizer, answer_segments(answer[: start + len(passage)]))
+    written = encoded_answer(tokenizer, answer)
+    before = encoded_answer(tokenizer, answer[:start])
+    through = encoded_answer(tokenizer, answer[: start + len(passage)])
     # Tokens that a shorter text has as well lie in it whole.
     first = num_equal(written, before)
     last = num_equal(written, through)

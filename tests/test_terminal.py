@@ -13,6 +13,7 @@ from examples import line_editing, terminal
 from examples.dialogue import Dialogue, parts_of
 from remote_code import conversation
 from tests import checkpoints
+from training import rows
 
 terminals = pytest.importorskip("tests.terminals", reason="no pseudo-terminals on this system")
 
@@ -72,6 +73,8 @@ def test_a_conversation_of_two_turns_with_an_image_each(tmp_path, nano_standard,
     ]
     roles = [message["role"] for message in record["messages"]]
     assert roles == ["user", "assistant"] * 2 and record["incomplete_answers"] == []
+    sample = rows.parse_row(record)  # as training reads it
+    assert [question.count("<image>") for question, _ in sample.turns] == [1, 1]
     for place in (1, 3):
         inputs = nano_processor.apply_chat_template(
             record["messages"][:place], add_generation_prompt=True, tokenize=True,
