@@ -56,10 +56,12 @@ class ShownAnswer:
         self._thinks = thinks
         self._dims = dims
         self._held = ""  # what may be the beginning of a `</think>`
-        self._show("Thinking:\n" if thinks else "Answer:\n")
+        self._heading = "Thinking:\n" if thinks else "Answer:\n"  # until something is written
 
     def write(self, piece: str) -> None:
         """Print the next piece of the answer."""
+        self._show(self._heading)
+        self._heading = ""
         text = self._held + piece
         self._held = ""
         if not self._thinks:

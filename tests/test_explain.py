@@ -41,7 +41,7 @@ def scored_answer(model, tokenizer, images, answer, **of_prompt):
 
 def test_the_weight_lies_on_what_is_counted_and_asked_about(nano_model, nano_tokenizer):
     """More than on as large a part of the picture by chance, for each of these drawings."""
-    settings = LookSettings(cells_per_side=8)
+    settings = LookSettings(cells_per_side=6)
     for task in check.TASKS:
         for asked in check.drawings(task, 2, seed=7):
             answer = nano_model.chat(
