@@ -1,4 +1,4 @@
-# make chat          ask a checkpoint about images: MODEL= (directory or Hub id), IMAGE= (one or several), QUESTION=
+# make chat          a conversation about images: MODEL= (directory or Hub id), IMAGE= (one or several); QUESTION= asks once
 # make test          the default test suite; test-slow: the tests that it leaves out
 # make mixins        transformers' own tests of models, on the standard class
 # make clients       llama.cpp, ms-swift, LLaMA-Factory and lmms-eval on the nano checkpoint, each in an environment of its own

@@ -4,7 +4,9 @@
     python examples/chat.py --model . --image a.jpg b.jpg \\
         --question "What changed?"
 
-`make chat` calls it with MODEL=, IMAGE= and QUESTION=.
+Without a question a conversation begins, if input and output are a terminal's
+(examples/terminal.py); anywhere else one question is asked. `make chat` calls it with MODEL=,
+IMAGE= and QUESTION=.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ import transformers
 from transformers import AutoModel, AutoTokenizer, GenerationConfig, TextStreamer
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the file can be run from any folder
+
+from examples.dialogue import Dialogue  # noqa: E402
+from examples.terminal import Terminal  # noqa: E402
+
 NANO = ROOT / "nano"
 DEFAULT_IMAGE = ROOT / "examples" / "images" / "calculation_1.png"
 DEFAULT_QUESTION = "What is the result of the calculation in the image?"
@@ -118,21 +125,59 @@ def load(path: str) -> tuple[Any, Any, GenerationConfig]:
     return model.eval(), tokenizer, generation_config
 
 
+def options_of(model: Any, config: GenerationConfig, length: int | None) -> dict[str, Any]:
+    """A checkpoint's settings as keywords of `generate`.
+
+    Args:
+        length: of the longest answer, in tokens; None is `MAX_NEW_TOKENS`, or half of the context.
+    """
+    half_of_context = model.config.llm_config.max_position_embeddings // 2
+    options = config.to_diff_dict()
+    options.pop("transformers_version", None)
+    options["max_new_tokens"] = length or min(MAX_NEW_TOKENS, half_of_context)
+    return options
+
+
+def ask_once(
+    model: Any, tokenizer: Any, images: list[str], question: str, options: dict[str, Any]
+) -> None:
+    """Ask a question, and print thinking and answer."""
+    print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
+    streamer = PrintedAnswer(tokenizer, model.conv_template.opens_thinking)
+    model.chat(tokenizer, images or None, question, {"streamer": streamer, **options})
+
+
+def converse(arguments: argparse.Namespace, dialogue: Dialogue) -> None:
+    """A conversation in the terminal; where no image is given it begins with an example."""
+    print(f"A conversation with {arguments.model}. /help lists the commands, Ctrl-D ends it.\n")
+    terminal = Terminal(dialogue)
+    if arguments.image:
+        dialogue.add_images(arguments.image)
+        print(f"With your first question: {', '.join(arguments.image)}")
+    else:
+        print(f"An example:\nImage:    {DEFAULT_IMAGE}\nQuestion: {DEFAULT_QUESTION}\n")
+        dialogue.add_images([str(DEFAULT_IMAGE)])
+        terminal.ask(DEFAULT_QUESTION)
+        dialogue.start_anew()
+        print("\nNow yours: /image PATH shows an image with the next question.")
+    if is_nano(arguments.model):
+        print("The nano checkpoint was taught single questions: begin each with /new.")
+    terminal.run()
+
+
 def main() -> None:
-    """Ask a checkpoint as the command line says, and print thinking and answer."""
+    """Ask a checkpoint as the command line says, or hold a conversation."""
     arguments = parse_arguments()
     check_model(arguments.model)
     images, question = images_and_question(arguments)
     check_images(images)
     model, tokenizer, generation_config = load(arguments.model)
-    half_of_context = model.config.llm_config.max_position_embeddings // 2
-    default_length = min(MAX_NEW_TOKENS, half_of_context)
-    generation_config.max_new_tokens = arguments.max_new_tokens or default_length
-    print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
-    thinks = "<think>" in model.conv_template.roles[1]
-    options = {"streamer": PrintedAnswer(tokenizer, thinks), **generation_config.to_diff_dict()}
-    options.pop("transformers_version", None)
-    model.chat(tokenizer, images or None, question, options)
+    options = options_of(model, generation_config, arguments.max_new_tokens)
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if arguments.question is None and is_terminal:
+        converse(arguments, Dialogue(model, tokenizer, options))
+    else:
+        ask_once(model, tokenizer, images, question, options)
 
 
 if __name__ == "__main__":

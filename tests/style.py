@@ -24,6 +24,7 @@ ROOMS = (
     "benchmarks",
     "evaluation",
     "examples",
+    "explain",
     "export",
     "integrations",
     "memory",

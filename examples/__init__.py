@@ -1,0 +1,1 @@
+"""Examples of use: `make chat`, and fine-tuning from end to end."""
