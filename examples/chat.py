@@ -12,6 +12,7 @@ IMAGE= and QUESTION=.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -138,11 +139,19 @@ def options_of(model: Any, config: GenerationConfig, length: int | None) -> dict
     return options
 
 
+def shown_path(path: str) -> str:
+    """A path or URL as it is shown: relative where it lies below the working directory."""
+    if os.path.isabs(path) and Path(path).is_relative_to(Path.cwd()):
+        return os.path.relpath(path)
+    return path
+
+
 def ask_once(
     model: Any, tokenizer: Any, images: list[str], question: str, options: dict[str, Any]
 ) -> None:
     """Ask a question, and print thinking and answer."""
-    print(f"Image:    {', '.join(images) or 'none'}\nQuestion: {question}\n")
+    shown = ", ".join(map(shown_path, images)) or "none"
+    print(f"Image:    {shown}\nQuestion: {question}\n")
     streamer = PrintedAnswer(tokenizer, model.conv_template.opens_thinking)
     model.chat(tokenizer, images or None, question, {"streamer": streamer, **options})
 
@@ -155,7 +164,8 @@ def converse(arguments: argparse.Namespace, dialogue: Dialogue) -> None:
         dialogue.add_images(arguments.image)
         print(f"With your first question: {', '.join(arguments.image)}")
     else:
-        print(f"An example:\nImage:    {DEFAULT_IMAGE}\nQuestion: {DEFAULT_QUESTION}\n")
+        print(f"An example:\nImage:    {shown_path(str(DEFAULT_IMAGE))}")
+        print(f"Question: {DEFAULT_QUESTION}\n")
         dialogue.add_images([str(DEFAULT_IMAGE)])
         terminal.ask(DEFAULT_QUESTION)
         dialogue.start_anew()
