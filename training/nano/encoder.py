@@ -271,7 +271,8 @@ def build(folder: Path) -> tuple[modeling_intern_vit.SkyworkVisionModel, Heads, 
     """
     config = configuration_skywork_chat.SkyworkVisionConfig(**CONFIG)
     config._attn_implementation = attention()
-    vision = modeling_intern_vit.SkyworkVisionModel(config).float().to(DEVICE).train()
+    vision = modeling_intern_vit.SkyworkVisionModel(config).float().train()
+    nn.Module.to(vision, DEVICE)
     heads = Heads(config.hidden_size).to(DEVICE)
     progress = folder / PROGRESS_FOLDER
     if not (progress / "step.json").exists():

@@ -279,7 +279,8 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = build(role, folder, start).to(DEVICE)
+    model = build(role, folder, start)
+    nn.Module.to(model, DEVICE)
     if lr is None:
         lr = LR_OF_BASE if start is None else LR_OF_CHILD
     texts = Texts(role, folder / "tokenizer.json", batch_size, seed)
