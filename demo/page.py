@@ -31,7 +31,7 @@ LATEX = [
 EXAMPLES = (
     ("What is the result of the calculation in the image?", ["calculation_1.png"]),
     ("How many shapes are in the image?", ["counting_1.png"]),
-    ("Which image has more shapes?", ["pair_1a.png", "pair_1b.png"]),
+    ("Which image shows more shapes, the first or the second?", ["pair_1a.png", "pair_1b.png"]),
     ("Which bar is the tallest?", ["chart_1.png"]),
 )
 # Gradio's own fonts come from Google; these are on every machine.
@@ -92,7 +92,6 @@ class _Parts:
         )
         self.notice = gr.HTML(elem_id="notice", padding=False)
         self.box = gr.MultimodalTextbox(
-            {"text": "", "files": []},  # without a value Gradio's script may fail on null
             label="Question",
             show_label=False,
             elem_id="question",

@@ -7,6 +7,7 @@ address (DNS rebinding). `Gate` stands in front of the whole application and ans
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -121,29 +122,32 @@ class Gate:
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send, most: int) -> None:
         """Let the application answer, with at most so many bytes of the request."""
         received = 0
-        begun = False
+        is_refused = False
+        has_begun = False
 
         async def counted() -> Message:
-            nonlocal received
+            nonlocal received, is_refused
             message = await receive()
             received += len(message.get("body", b""))
-            if received > most:
+            if received > most and not is_refused:
+                is_refused = True
+                if not has_begun:
+                    await _refuse(413, _too_large(most), scope, receive, send)
+            if is_refused:
                 raise TooLargeError(_too_large(most))
             return message
 
         async def with_headers(message: Message) -> None:
-            nonlocal begun
+            nonlocal has_begun
+            if is_refused:  # what the application makes of the error
+                return
             if message["type"] == "http.response.start":
-                begun = True
+                has_begun = True
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
-        try:
+        with contextlib.suppress(TooLargeError):
             await self.app(scope, counted, with_headers)
-        except TooLargeError as error:
-            if begun:
-                raise
-            await _refuse(413, str(error), scope, receive, send)
 
 
 def size_of_folder(folder: Path) -> int:

@@ -376,8 +376,9 @@ def test_what_the_model_saw(visitor):
 
 
 def test_an_example_fills_the_box(visitor):
-    visitor.conversation.get_by_role("button", name="Which image has more shapes?").click()
-    expect(visitor.page.locator("#question textarea")).to_have_value("Which image has more shapes?")
+    question = "Which image shows more shapes, the first or the second?"
+    visitor.conversation.get_by_role("button", name=question).click()
+    expect(visitor.page.locator("#question textarea")).to_have_value(question)
     expect(visitor.page.locator("#question .thumbnail-wrapper")).to_have_count(2)
     visitor.page.locator("#question .submit-button").click()
     expect(visitor.answer()).to_contain_text("second")
