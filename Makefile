@@ -1,4 +1,5 @@
 # make chat          a conversation about images: MODEL= (directory or Hub id), IMAGE= (one or several); QUESTION= asks once
+# make demo          a page in the browser to ask a checkpoint: MODEL= as above, or API= an OpenAI-compatible endpoint
 # make test          the default test suite; test-slow: the tests that it leaves out
 # make mixins        transformers' own tests of models, on the standard class
 # make clients       llama.cpp, ms-swift, LLaMA-Factory and lmms-eval on the nano checkpoint, each in an environment of its own
@@ -18,14 +19,15 @@ BIN := $(VENV)/bin
 MODEL ?= nano
 IMAGE ?=
 QUESTION ?=
+API ?=
 VLLM := .vllm
 # Where the CPU build of torch is that vLLM's needs; empty where pip finds it by itself
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Through the environment and unexpanded: quotes and dollars in a question would not survive the command line
 override QUESTION := $(value QUESTION)
-export MODEL IMAGE QUESTION
+export MODEL IMAGE QUESTION API
 
-.PHONY: chat dev test test-slow test-portable mixins clients compat lint format nano nano-code nano-score eval bench bench-gpu serving-test clean
+.PHONY: chat demo dev test test-slow test-portable mixins clients compat lint format nano nano-code nano-score eval bench bench-gpu serving-test clean
 
 $(VENV)/.runtime: requirements.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "error: Python 3.10 or newer is needed (PYTHON=python3.11 make ...)"; exit 1; }
@@ -43,6 +45,15 @@ dev: $(VENV)/.dev
 
 chat: $(VENV)/.runtime
 	@$(BIN)/python examples/chat.py --model "$$MODEL" $(if $(IMAGE),--image $$IMAGE) $(if $(QUESTION),--question "$$QUESTION")
+
+$(VENV)/.demo: requirements-demo.txt $(VENV)/.runtime
+	@echo "Installing the packages of the page into $(VENV) (once)"
+	@$(BIN)/pip install -q --disable-pip-version-check -r requirements-demo.txt || { echo "error: the packages of the page could not be installed; is there a network?"; exit 1; }
+	@touch $@
+
+# With API=, MODEL= is the name of the served model; where nobody gives one, the first that is listed
+demo: $(VENV)/.demo
+	@$(BIN)/python -m demo $(if $(API),--api-url "$$API" $(if $(filter file,$(origin MODEL)),,--model "$$MODEL"),--model "$$MODEL")
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder

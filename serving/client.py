@@ -136,7 +136,7 @@ class Client:
                 continue  # an endpoint without a list of models
             except openai.OpenAIError as error:
                 raise ValueError(
-                    f"{endpoint.url} cannot be asked for its models ({_reason(error)}): is the "
+                    f"{endpoint.url} cannot be asked for its models ({reason_of(error)}): is the "
                     "server running, and does the URL end with /v1?"
                 ) from error
             if self.model not in served:
@@ -184,7 +184,7 @@ class Client:
                 try:
                     completion = self._complete(endpoint, messages, body)
                 except openai.OpenAIError as error:
-                    reasons.append(f"{endpoint.url}: {_reason(error)}")
+                    reasons.append(f"{endpoint.url}: {reason_of(error)}")
                     if isinstance(error, openai.BadRequestError):
                         raise RequestRefused("; ".join(reasons)) from error
                     continue
@@ -205,7 +205,7 @@ class Client:
             )
             if completion.choices:
                 message = completion.choices[0].message
-                if message.content or _reasoning(message):
+                if message.content or reasoning_of(message):
                     return completion
         return None
 
@@ -263,8 +263,11 @@ def _load(endpoint: _Endpoint) -> int:
     return endpoint.running
 
 
-def _reasoning(message: Any) -> str:
-    """The thinking of a message: vLLM calls it `reasoning`, before 0.11 `reasoning_content`."""
+def reasoning_of(message: Any) -> str:
+    """The thinking of a message, or of a piece of one.
+
+    vLLM calls it `reasoning`, before 0.11 `reasoning_content`.
+    """
     return getattr(message, "reasoning", None) or getattr(message, "reasoning_content", None) or ""
 
 
@@ -273,7 +276,7 @@ def _reply(completion: Any, seconds: float) -> Reply:
     usage = completion.usage
     return Reply(
         text=choice.message.content or "",
-        reasoning=_reasoning(choice.message),
+        reasoning=reasoning_of(choice.message),
         finish_reason=choice.finish_reason or "unknown",
         prompt_tokens=usage.prompt_tokens if usage else None,
         completion_tokens=usage.completion_tokens if usage else None,
@@ -281,7 +284,7 @@ def _reply(completion: Any, seconds: float) -> Reply:
     )
 
 
-def _reason(error: openai.OpenAIError) -> str:
-    """What went wrong, on one line."""
+def reason_of(error: openai.OpenAIError) -> str:
+    """What went wrong with a request, on one line."""
     cause = f" ({error.__cause__})" if error.__cause__ else ""
     return " ".join(f"{type(error).__name__}: {error}{cause}".split())

@@ -22,6 +22,7 @@ from radon.complexity import cc_visit
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = (
     "benchmarks",
+    "demo",
     "evaluation",
     "examples",
     "explain",
