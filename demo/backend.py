@@ -4,9 +4,11 @@ endpoint (endpoint.py)."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
-from demo.conversation import Counts, Turn
+import numpy as np
+
+from demo.conversation import Counts, Turn, Turns
 from demo.seen import Tiling
 from demo.settings import Settings
 
@@ -89,5 +91,21 @@ class Backend(Protocol):
 
         Raises:
             AnswerFailed: the model cannot be asked this.
+        """
+        ...
+
+
+@runtime_checkable
+class LooksInside(Protocol):
+    """A `Backend` that can say what its answers depend on."""
+
+    def where_it_looked(self, turns: Turns) -> list[np.ndarray]:
+        """For each picture of a conversation what its last answer depends on, (rows, columns).
+
+        Args:
+            turns: those that the model was told of, up to the answer.
+
+        Raises:
+            ValueError: a picture is damaged.
         """
         ...

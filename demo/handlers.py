@@ -16,7 +16,7 @@ from typing import Any
 import gradio as gr
 
 from demo import conversation, looked, seen
-from demo.backend import AnswerFailed, Backend, Reply
+from demo.backend import AnswerFailed, Backend, LooksInside, Reply
 from demo.conversation import ANSWERING, DONE, FAILED, STOPPED, THINKING, WAITING, Turn, Turns
 from demo.pictures import Limits, check_question
 from demo.runs import Runs
@@ -174,15 +174,9 @@ class Handlers:
 
     def where_it_looked(self, turns: Turns) -> tuple[Any, ...]:
         """The pictures with the heat maps of the last answer, as HTML: (panel, notice)."""
-        compute = looked.heat_map_function()
-        assert compute is not None  # otherwise the page has no button for it
-        backend: Any = self.backend
-
-        def of_model(*asked: Any) -> Any:
-            return compute(backend.model, backend.tokenizer, *asked)
-
+        assert isinstance(self.backend, LooksInside)  # otherwise the page has no button for it
         try:
-            return looked.page_of(turns, of_model), ""
+            return looked.page_of(turns, self.backend.where_it_looked), ""
         except ValueError as error:
             return refused(error, 1)
 

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from transformers import GenerationConfig
 
 from demo.backend import AnswerFailed, Written
-from demo.conversation import Counts, Turn, answered, images_of
+from demo.conversation import Counts, Turn, Turns, answered, images_of
 from demo.pictures import open_picture
 from demo.seen import Tiling
 from demo.settings import Settings
 from examples import chat as chat_command
+from explain.looking import LookSettings, where_it_looked
 from remote_code import chat_images, conversation
 
 LONGEST_ANSWER = 8192  # tokens that the page offers at first, at most half of the context
@@ -77,6 +79,20 @@ class LocalModel:
                 self._latest.stop()
             self._latest = LocalReply(self, answered(turns), settings)
             return self._latest
+
+    def where_it_looked(self, turns: Turns) -> list[np.ndarray]:
+        """What the last answer depends on; see `LooksInside`."""
+        *earlier, asked = turns
+        mode = "think" if asked.settings.thinks else "no-think"
+        return where_it_looked(
+            self.model,
+            self.tokenizer,
+            [open_picture(path) for path in images_of(turns)],
+            asked.text,
+            asked.raw,
+            history=self.history_of(earlier),
+            settings=LookSettings(mode=mode, system_message=asked.settings.system_message or None),
+        )
 
     def history_of(self, turns: Sequence[Turn]) -> list[tuple[str, str]]:
         """Turns as the history that `chat()` would have returned for them."""

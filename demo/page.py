@@ -7,10 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from demo import looked
-from demo.backend import Backend
+from demo.backend import Backend, LooksInside
 from demo.handlers import Handlers
-from demo.local import LocalModel
 from demo.pictures import Limits
 from demo.settings import MOST_NEW_TOKENS
 
@@ -107,7 +105,7 @@ class _Parts:
             self.download = gr.Button("Download as JSON", size="sm")
             self.saw = gr.Button("What the model saw", size="sm")
             self.looked: gr.Button | None = None
-            if looked.heat_map_function() is not None and isinstance(backend, LocalModel):
+            if isinstance(backend, LooksInside):
                 self.looked = gr.Button("Where it looked", size="sm")
         self.panel = gr.HTML(elem_id="panel", padding=False)
         self.file = gr.Textbox(visible="hidden", label="The file", elem_id="file")

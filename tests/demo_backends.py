@@ -93,6 +93,9 @@ class Switch:
     def ask(self, turns, settings):
         return self.model.ask(turns, settings)
 
+    def where_it_looked(self, turns):
+        return self.model.where_it_looked(turns)
+
 
 class StreamingEndpoint:
     """An OpenAI-compatible server on loopback that streams.

@@ -20,12 +20,13 @@ gradio = pytest.importorskip("gradio", reason="the page needs requirements-demo.
 from demo import __main__ as command
 from demo import conversation, handlers, looked, pictures, safety, seen, server
 from demo.backend import AnswerFailed
-from demo.conversation import ANSWERING, DONE, FAILED, STOPPED, THINKING, Counts, Turn
+from demo.conversation import ANSWERING, DONE, FAILED, STOPPED, THINKING, WAITING, Counts, Turn
 from demo.endpoint import Endpoint
 from demo.local import LocalModel
 from demo.pictures import Limits
 from demo.seen import Tiling
 from demo.settings import Settings
+from explain.looking import where_it_looked
 from remote_code.conversation import THINK_END
 from tests import checkpoints
 from tests.demo_backends import Scripted, StreamingEndpoint
@@ -257,36 +258,39 @@ def test_what_the_model_saw_tells_of_grid_tokens_and_context(nano_processor, upl
 # -- where it looked -------------------------------------------------------------------------------
 
 
-def test_heat_is_drawn_where_it_is(uploads):
-    heat = np.zeros((40, 60))
-    heat[:20] = 3.0
-    drawn = looked.overlay(Image.new("RGB", (60, 40), "white"), heat)
-    assert drawn.size == (60, 40)
-    red, green, blue = drawn.getpixel((30, 5))
-    assert red == 255 and green < 130 and blue < 80
-    assert drawn.getpixel((30, 35)) == (255, 255, 255)
-    nowhere = looked.overlay(Image.new("RGB", (60, 40), "white"), np.zeros((40, 60)))
-    assert nowhere.getpixel((30, 5)) == (255, 255, 255)
-
-
-def test_a_function_for_heat_maps_is_asked_about_the_last_answer(uploads):
+def test_maps_are_asked_of_the_turns_up_to_the_last_answer(uploads):
     asked = []
 
-    def compute(*given):
-        asked.append(given)
-        return [np.ones((40, 60)) for _ in given[0]]
+    def maps_of(turns):
+        asked.append(turns)
+        return [np.ones((4, 6)) / 24 for _ in conversation.images_of(turns)]
 
     path = str(uploads / "small.png")
-    turns = [
-        Turn("First?", (path,), status=DONE, answer="1"),
-        Turn("Second?", (path,), status=DONE, answer="2"),
-        Turn("Third?", status=FAILED),
-    ]
-    page = looked.page_of(turns, compute)
-    [(images, question, answer)] = asked
-    assert (len(images), question, answer) == (2, "Second?", "2") and page.count("<img") == 2
-    with pytest.raises(ValueError, match="no answer about a picture"):
-        looked.page_of([Turn("?")], compute)
+    turns = (
+        Turn("First?", (path,), status=DONE, raw="1"),
+        Turn("Damaged?", (path,), status=FAILED),
+        Turn("Second?", (path,), status=STOPPED, raw="2"),
+        Turn("Third?", (path,), status=WAITING),
+    )
+    page = looked.page_of(turns, maps_of)
+    assert [turn.text for turn in asked[0]] == ["First?", "Second?"]
+    assert page.count("<img") == 2 and str(uploads) not in page
+    for without in ([], [Turn("?")], [Turn("?", status=DONE, raw="no picture")]):
+        with pytest.raises(ValueError, match="no answer about a picture"):
+            looked.page_of(without, maps_of)
+
+
+def test_a_local_model_says_where_it_looked(local, nano_tokenizer):
+    """The page's maps are those of `where_it_looked` for the same conversation."""
+    settings = Settings(max_new_tokens=200, temperature=0.0)
+    turns = (Turn("How many shapes are in the image?", (COUNTING,), settings),)
+    reply = local.ask(turns, settings)
+    for _ in reply:
+        pass
+    turns = (turns[0].changed(status=DONE, raw=reply.written.raw),)
+    [ours] = local.where_it_looked(turns)
+    [expected] = where_it_looked(local.model, nano_tokenizer, COUNTING, turns[0].text, turns[0].raw)
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
 # -- a model in this process -----------------------------------------------------------------------
@@ -795,7 +799,8 @@ def test_an_example_cannot_name_a_file_of_the_machine(served):
     assert status == 500 and "MIT" not in text
 
 
-def test_the_page_has_no_button_for_heat_maps_without_a_function(served):
+def test_the_page_has_a_button_for_heat_maps_of_a_model_in_this_process_alone(served):
+    """That of another backend, as `served` has, cannot be looked into."""
     labels = [part["props"].get("value") for part in config_of(served)["components"]]
     assert "What the model saw" in labels and "Where it looked" not in labels
 

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.skipif(
     browser.executable() is None, reason="there is no Chromium (Debian: apt-get install chromium)"
 )
 
+# A machine that does other work as well is slow, which is not what is tested here.
+expect.set_options(timeout=30_000)  # milliseconds
+
 IMAGES = checkpoints.ROOT / "examples" / "images"
 COUNTING = IMAGES / "counting_1.png"
 CALCULATION = IMAGES / "calculation_1.png"
@@ -373,6 +376,18 @@ def test_what_the_model_saw(visitor):
     expect(panel.locator("figure img").first).to_be_visible()
     expect(panel).to_contain_text(re.compile(r"a grid of \d × \d tiles of 112 × 112 pixels"))
     expect(panel).to_contain_text("of the 4,096 tokens of the context")
+
+
+def test_where_the_model_looked(visitor):
+    """The panel shows a heat map of the picture; before an answer it says what is missing."""
+    visitor.button("Where it looked").click()
+    expect(visitor.page.get_by_role("alert")).to_contain_text("no answer about a picture")
+    visitor.ask("How many shapes are in the image?", COUNTING)
+    visitor.answer()
+    visitor.button("Where it looked").click()
+    panel = visitor.page.locator("#panel")
+    expect(panel.get_by_alt_text("Picture 1 with its heat map")).to_be_visible(timeout=60_000)
+    expect(panel).to_contain_text("counting_1.png")
 
 
 def test_an_example_fills_the_box(visitor):
