@@ -12,12 +12,20 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 import time
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 SECONDS = 120  # until a program that says nothing is given up
+
+
+def _begin_session():
+    """What a shell in a terminal does for a program, in the program's process."""
+    fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+    # Tests that run in the background inherit that Ctrl-C is ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Program:
@@ -37,7 +45,7 @@ class Program:
             cwd=folder,
             env={**environment, **settings},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(1, termios.TIOCSCTTY, 0),
+            preexec_fn=_begin_session,
         )
         os.close(slave)
 

@@ -1053,3 +1053,9 @@ def test_errors_of_the_command_are_one_line(recipe, capsys, monkeypatch):
         assert main() == code
         said = capsys.readouterr().err
         assert words in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("size", ["38b", "nano"])
+def test_the_shipped_recipes_are_read(size):
+    recipe = read_recipe(str(ROOT / "training" / "recipes" / size / "distill.yaml"))
+    assert recipe.length.is_adaptive and recipe.tries > 1
