@@ -71,6 +71,19 @@ class Program:
             pass
         return self.process.wait(timeout=SECONDS)
 
+    def interrupt(self):
+        """Press Ctrl-C at a prompt until the program takes it, with a new line; its exit status.
+
+        Python's readline keeps one that comes just as the prompt appears until the next key.
+        """
+        give_up = time.monotonic() + SECONDS
+        while "\n" not in self.text[self._read :] and time.monotonic() < give_up:
+            self.type(CTRL_C)
+            until = time.monotonic() + 3
+            while "\n" not in self.text[self._read :] and self._read_more(until):
+                pass
+        return self.end()
+
     def _read_more(self, deadline):
         """Read what is there, or wait for it; False at the end of the program."""
         ready, _, _ = select.select([self._master], [], [], max(0, deadline - time.monotonic()))
