@@ -401,3 +401,37 @@ def test_offline_engine_draws_several_answers(tmp_path):
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     again = {entry["number"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
     assert again[1]["text"] == drawn[1]["text"]
+
+
+PENALTIES = """
+import json, sys
+from pathlib import Path
+from serving.engines import VllmEngine
+from serving.sampling import Sampling
+
+sampling = Sampling(max_new_tokens=64, repetition_penalty=50.0)
+options = {"enforce_eager": True, "max_model_len": 4096}
+engine = VllmEngine(sys.argv[1], "float32", sampling, 1, 1, options)
+shared = {"question": "What is 12 + 34?", "images": [], "system": None, "history": []}
+questions = [
+    {**shared, "id": "of the run", "number": 0},
+    {**shared, "id": "its own", "number": 0, "repetition_penalty": 50.0},
+    {**shared, "id": "none", "number": 0, "repetition_penalty": 1.0},
+]
+texts = {entry["id"]: entry["text"] for entry in engine.answers(questions)}
+Path(sys.argv[2]).write_text(json.dumps(texts))
+"""
+
+
+def test_a_question_has_a_repetition_penalty_of_its_own(tmp_path, ask):
+    """As distillation asks: in one call, and without a penalty the answer is that of `chat()`.
+
+    The penalty is far from a sensible one, because nano writes the same under 2.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    written = tmp_path / "texts.json"
+    command = [sys.executable, "-c", PENALTIES, str(MODEL), str(written)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    texts = json.loads(written.read_text())
+    assert texts["of the run"] == texts["its own"] != texts["none"]
+    assert texts["none"] == ask(None, "What is 12 + 34?").text
