@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from demo import server
+from examples import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO = str(ROOT / "nano")
@@ -80,12 +78,5 @@ def _leave(*_: Any) -> None:
 
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     signal.signal(signal.SIGTERM, _leave)
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    command_line.run(main)

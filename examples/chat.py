@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModel, AutoTokenizer, GenerationConfig, TextStreamer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the file can be run from any folder
 
+from examples import command_line  # noqa: E402
 from examples.dialogue import Dialogue  # noqa: E402
 from examples.terminal import Terminal  # noqa: E402
 
@@ -191,14 +191,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     for stream in (sys.stdout, sys.stderr):
         # a console of Windows has no letters of other languages
         stream.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    command_line.run(main)

@@ -12,14 +12,13 @@ heat-1.png, heat-2.png and so on.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-import transformers
 from PIL import Image
 
 import durable
+from examples import command_line
 from examples.chat import MAX_NEW_TOKENS, check_images, check_model, load
 from explain.looking import LookSettings, image_processor_of, where_it_looked
 from explain.occlusion import open_upright
@@ -105,11 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        main()
-    except (OSError, ValueError, ImportError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
+    command_line.run(main)

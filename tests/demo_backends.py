@@ -1,15 +1,15 @@
 """Models for the tests of the page: one that writes what it is told to, and a streaming server."""
 
-import contextlib
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 from demo.backend import AnswerFailed, Written
 from demo.conversation import Counts
 from demo.settings import Settings
 from remote_code.conversation import THINK_END, split_thinking
+from tests.fake_endpoint import serving_on_loopback
 
 
 class Scripted:
@@ -119,18 +119,9 @@ class StreamingEndpoint:
         self.sent = 0
         self.was_left = threading.Event()
 
-    @contextlib.contextmanager
     def serving(self):
-        """Its URL, while it runs."""
-        handler = type("Handler", (StreamingHandler,), {"endpoint": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            server.server_close()
+        """Its URL, while it runs; a context."""
+        return serving_on_loopback(StreamingHandler, self)
 
 
 class StreamingHandler(BaseHTTPRequestHandler):

@@ -17,6 +17,24 @@ MARK = re.compile(r"Q\d+\b")
 PLACES = ("reasoning", "reasoning_content", "in the text", "opened by the model")
 
 
+@contextlib.contextmanager
+def serving_on_loopback(handler, endpoint):
+    """The URL of a server, while it runs.
+
+    Args:
+        handler: a class for its requests, which finds the endpoint as its attribute `endpoint`.
+    """
+    own = type("Handler", (handler,), {"endpoint": endpoint})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), own)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 class FakeEndpoint:
     """What a server is told to do, and what it was asked.
 
@@ -51,18 +69,9 @@ class FakeEndpoint:
         self.seconds = seconds
         self.lock = threading.Lock()
 
-    @contextlib.contextmanager
     def serving(self):
-        """Its URL, while it runs."""
-        handler = type("Handler", (Handler,), {"endpoint": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            server.server_close()
+        """Its URL, while it runs; a context."""
+        return serving_on_loopback(Handler, self)
 
     def fault(self, mark):
         """What is to go wrong with this request, or None; counts the request."""

@@ -55,15 +55,17 @@ def test_a_conversation_of_two_turns_with_an_image_each(tmp_path, nano_standard,
         thinking, _, answer = example.partition("Final answer:")
         assert "\x1b[2m" in thinking and "\x1b[" not in answer
         program.type(f"/image {shlex.quote(str(IMAGES / 'calculation_1.png'))}\n")
+        # A key that comes before the prompt is read by the terminal's own rules, not readline's.
         program.read_until("(with the next question: ")
+        program.read_until("\n> ")
         program.type("What is the result of the calculation in the image?\n")
-        assert program.read_until("\\boxed{0}")
+        assert "\\boxed{0}" in program.read_until("\n> ")
         program.type('/image "my picture.png"\n')
-        program.read_until("(with the next question: my picture.png)")
+        program.read_until("(with the next question: my picture.png)\n> ")
         program.type("How many shapes are in the image?\n")
-        program.read_until("Final answer:")
+        assert "Final answer:" in program.read_until("\n> ")
         program.type("/save saved.json\n")
-        program.read_until("(saved to saved.json)")
+        program.read_until("(saved to saved.json)\n> ")
         program.type(terminals.CTRL_D)
         assert program.end() == 0, program.text
     record = json.loads((tmp_path / "saved.json").read_text(encoding="utf-8"))
@@ -93,9 +95,9 @@ def test_ctrl_c_stops_an_answer_that_is_kept_and_the_next_one_comes(tmp_path):
         program.type("What is 12 + 34?\n")
         program.read_until("I read")
         program.type(terminals.CTRL_C)
-        program.read_until("(stopped; the answer is kept as far as it is written)")
+        program.read_until("(stopped; the answer is kept as far as it is written)\n> ")
         program.type("/think off\n")
-        program.read_until("(the model does not think)")
+        program.read_until("(the model does not think)\n> ")
         program.type("What is 7 + 1?\n")
         program.read_until("Answer:")
         program.read_until("\n> ")
@@ -120,10 +122,11 @@ def test_errors_are_a_sentence_and_the_conversation_goes_on(tmp_path):
             ("/save no/folder.json", "error: /save no/folder.json: nothing has been asked yet."),
         ):
             program.type(f"{line}\n")
-            assert "Traceback" not in program.read_until(words)
+            answered = program.read_until("\n> ")
+            assert words in answered and "Traceback" not in answered
         program.type("/im\tdam\t\n")  # completed twice
         program.read_until("/image damaged.png ")
-        program.read_until("the image is damaged")
+        assert "the image is damaged" in program.read_until("\n> ")
         program.type("/quit\n")
         assert program.end() == 0, program.text
 
