@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageDraw
 
 from demo.conversation import Turn, images_of
@@ -77,14 +76,6 @@ class Tiling:
         has_thumbnail = len(sizes) > 1
         tiles = columns * rows + int(has_thumbnail)
         return Cut(columns, rows, has_thumbnail, tiles * self.tokens_of_tile)
-
-    def token_boxes(self, width: int, height: int) -> np.ndarray:
-        """Edges in pixels of the squares that the tokens of the tiles stand for, (tokens, 4)."""
-        per_side = math.isqrt(self.tokens_of_tile)
-        boxes = self.image_processor.token_boxes(width, height, per_side)
-        if self.cut(width, height).has_thumbnail:
-            boxes = boxes[: -self.tokens_of_tile]
-        return boxes
 
 
 def draw_tiles(picture: Image.Image, tiling: Tiling) -> Image.Image:

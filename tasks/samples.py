@@ -130,46 +130,30 @@ def _form_of(question: str) -> tuple[str, tuple[str, ...]]:
     raise ValueError(f"question {question!r}: expected one of {list(OTHER_WORDINGS)}.")
 
 
-def _of_drawing(rng: np.random.Generator, drawing: Drawing, wordings: bool) -> Sample:
-    question = drawing.question
-    if wordings:
-        question = phrase(rng, question)
-    return Sample([drawing], question, drawing.thinking, drawing.answer)
+Family = Callable[..., Sample]
 
 
-def calculation(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """A calculation; with `wordings` it may be asked for in other words."""
-    return _of_drawing(rng, draw.draw_calculation(rng), wordings)
+def family_of(draw_kind: Callable[[np.random.Generator], Drawing]) -> Family:
+    """The samples about one drawing each of a kind."""
+
+    def family(rng: np.random.Generator, wordings: bool = False) -> Sample:
+        """A sample; with `wordings` it may be asked in other words."""
+        drawing = draw_kind(rng)
+        question = drawing.question
+        if wordings:
+            question = phrase(rng, question)
+        return Sample([drawing], question, drawing.thinking, drawing.answer)
+
+    return family
 
 
-def counting(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """Shapes to count; with `wordings` it may be asked in other words."""
-    return _of_drawing(rng, draw.draw_shapes(rng), wordings)
-
-
-def chart(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """A bar chart; with `wordings` it may be asked about in other words."""
-    return _of_drawing(rng, charts.draw_chart(rng), wordings)
-
-
-def colours(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """Shapes in clear colours; with `wordings` it may be asked about in other words."""
-    return _of_drawing(rng, coloured.draw_coloured(rng), wordings)
-
-
-def long_calculation(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """A calculation of three numbers; with `wordings` it may be asked for in other words."""
-    return _of_drawing(rng, hard.draw_long_calculation(rng), wordings)
-
-
-def crowd(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """Many shapes to count; with `wordings` it may be asked in other words."""
-    return _of_drawing(rng, hard.draw_crowd(rng), wordings)
-
-
-def sums(rng: np.random.Generator, wordings: bool = False) -> Sample:
-    """Sums of bars of a chart; with `wordings` they may be asked for in other words."""
-    return _of_drawing(rng, hard.draw_sum_chart(rng), wordings)
+calculation = family_of(draw.draw_calculation)
+counting = family_of(draw.draw_shapes)
+chart = family_of(charts.draw_chart)
+colours = family_of(coloured.draw_coloured)
+long_calculation = family_of(hard.draw_long_calculation)
+crowd = family_of(hard.draw_crowd)
+sums = family_of(hard.draw_sum_chart)
 
 
 def three(rng: np.random.Generator, wordings: bool = False) -> Sample:
@@ -255,7 +239,6 @@ def bare_calculation(rng: np.random.Generator, wordings: bool = False) -> Sample
     return Sample([], question, thinking, str(result))
 
 
-Family = Callable[..., Sample]
 FAMILIES: dict[str, Family] = {
     "calculation": calculation,
     "counting": counting,
