@@ -14,13 +14,12 @@ from tasks import samples
 STREAM = 0x5EED  # keeps these pictures apart from those of training, whatever the seed
 # The stream of each family's pictures. A new family gets the next number: those that are given
 # stand for the pictures of every score that has been published.
-COLOURS = "colours"
 FAMILY_STREAMS = {
     "calculation": 0,
     "charts": 1,
     "counting": 2,
     "two images": 3,
-    COLOURS: 4,
+    "colours": 4,
     "long calculation": 5,
     "crowd": 6,
     "three images": 7,
@@ -41,7 +40,7 @@ class FamilySet:
         exact: whether no words are misread then; by default a few are, as an encoder would.
 
     Raises:
-        ValueError: a family is unknown or cannot be put into words, or there would be no sample.
+        ValueError: a family is unknown, or there would be no sample.
     """
 
     count: int = 500
@@ -57,8 +56,6 @@ class FamilySet:
         if unknown:
             known = list(samples.ALL_FAMILIES)
             raise ValueError(f"family {unknown[0]!r}: expected one of {known}.")
-        if self.in_words and COLOURS in self.families:
-            raise ValueError(f"family {COLOURS!r}: words for pictures name none: leave it out.")
 
     def items(self, folder: Path) -> list[Item]:
         """The samples as questions; their pictures go into a folder as PNG files."""

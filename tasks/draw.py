@@ -54,6 +54,7 @@ MIN_RADIUS = 7  # pixels
 MIN_RADIUS_SHARE = 0.05  # of the shorter side
 MAX_COUNT = 9  # shapes in a picture
 CLEARLY_LARGER = 1.4  # times the area of every other shape, for a shape to be the largest
+NEARLY_LARGER = 1.15  # times that, for one of which a reader may say so
 # The area of each of SHAPES over the square of the radius of the circle that holds it.
 AREAS = {"circle": math.pi, "square": 2.0, "triangle": 0.75 * math.sqrt(3)}
 NUM_TRIES = 60  # to find a place for a shape, before all are placed anew
@@ -347,7 +348,21 @@ def largest_shape(shapes: Sequence[Shape]) -> Shape | None:
 
 def shape_marks(shapes: Sequence[Shape]) -> list[Mark]:
     """Marks of the shapes of a picture, in their order."""
-    return [Mark(LABELS[shape.name], shape.box, (shape.name,)) for shape in shapes]
+    by_area = sorted(shapes, key=lambda shape: shape.area)
+    ratio = math.inf  # of the largest area to the next
+    if len(shapes) > 1:
+        ratio = by_area[-1].area / by_area[-2].area
+    marks = []
+    for shape in shapes:
+        is_largest: bool | None = False
+        if shape is by_area[-1] and ratio >= CLEARLY_LARGER:
+            is_largest = True
+        elif shape is by_area[-1] and ratio >= NEARLY_LARGER:
+            is_largest = None
+        label = LABELS[shape.name]
+        words = (shape.name,)
+        marks.append(Mark(label, shape.box, words, ink=shape.ink, is_largest=is_largest))
+    return marks
 
 
 def count_shapes(shapes: Sequence[Shape]) -> tuple[int, ...]:
@@ -387,17 +402,4 @@ def draw_shapes(
     return Drawing(size, COUNTING_QUESTION, thinking, str(count), marks, facts, sketch.paint)
 
 
-# -- any of them -----------------------------------------------------------------------------------
-
 KINDS = (draw_calculation, draw_shapes, draw_chart)
-KIND_SHARES = (0.38, 0.44, 0.18)  # most often what is hardest to read
-
-
-def draw(rng: np.random.Generator, sides: tuple[int, int] = CANVAS_SIDES) -> Drawing:
-    """A calculation, shapes or a chart.
-
-    Args:
-        sides: the least and the largest side of the canvas in pixels.
-    """
-    draw_kind = KINDS[rng.choice(3, p=KIND_SHARES)]
-    return draw_kind(rng, sides)

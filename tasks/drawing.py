@@ -45,6 +45,8 @@ class Mark:
             shape, or a letter and a value.
         anchor: (x, y) that places it in a transcription, if that is not the middle of its box.
         seen_with: a box that has to be in sight as well for the second of two words to be known.
+        ink: the colour of a shape.
+        is_largest: whether a shape is clearly larger than every other; None if it nearly is.
     """
 
     label: int
@@ -52,6 +54,8 @@ class Mark:
     words: tuple[str, ...] = ()
     anchor: Point | None = None
     seen_with: Box | None = None
+    ink: Color | None = None
+    is_largest: bool | None = False
 
     @property
     def middle(self) -> Point:

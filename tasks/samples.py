@@ -1,9 +1,4 @@
-"""The nano tasks as tiles with labels, as words, and as questions with answers.
-
-A *transcription* of a tile is what a reader would note down of it: one word for each of its
-`TOKENS_PER_TILE` visual tokens, the marks from left to right, then "empty". The vision encoder
-learns to write it (`training.nano.encoder`), and the language models learn to read it as text
-(`training.nano.text`); the projector is all that is left to connect them.
+"""The nano tasks as tiles with labels, as texts, and as questions with answers.
 
 The order in which random numbers are taken must not change: a seed has to give the same samples as
 ever, because the shipped checkpoint was trained, and is scored, on those of certain seeds.
@@ -17,24 +12,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from preprocessor.tiling import select_grid, tile_boxes
 from tasks import charts, coloured, draw, hard
-from tasks.drawing import LABELS, LETTERS, SHAPES, Box, Drawing, Mark, Size, label_cells
+from tasks.drawing import LABELS, SHAPES, Box, Drawing, label_cells
+from tasks.words import accepted_words, misread, read_marks, transcribe, word_indices, word_text
 
 TILE_SIZE = 112  # pixels
 MAX_TILES = 6
-TOKENS_PER_TILE = 16
 CELLS_PER_TILE = 16  # label cells along a side: two per patch of 14 pixels
-
-EMPTY = "empty"
-UNKNOWN = "bar"  # a bar whose top or axis is not in the tile
-WORDS = (EMPTY, *"0123456789+-×", *SHAPES, *LETTERS, UNKNOWN)
-WORD_INDEX = {word: index for index, word in enumerate(WORDS)}
-# Words that are taken for each other where a transcription is misread.
-CONFUSED_WORDS = (tuple("0123456789"), tuple("+-×"), SHAPES, tuple(LETTERS))
-NUM_MISTAKES = 4  # kinds of mistakes in a transcription; see `misread`
 
 # Other wordings of each question, which keep the model from hanging on one.
 OTHER_WORDINGS = {
@@ -71,6 +60,7 @@ PAIR_QUESTION = "Which image shows more shapes, the first or the second?"
 THREE_QUESTION = "Which image shows the most shapes, the first, the second or the third?"
 PLACES = ("first", "second", "third")
 DESCRIBE_QUESTION = "What is in the image?"
+DESCRIBED_KINDS = (*draw.KINDS, coloured.draw_coloured)
 PAIR_SIDES = (100, 600)  # pixels
 
 
@@ -209,7 +199,7 @@ def description(rng: np.random.Generator, wordings: bool = False) -> Sample:
     Args:
         wordings: has no effect, because there is one wording of this question.
     """
-    draw_kind = draw.KINDS[rng.integers(3)]
+    draw_kind = DESCRIBED_KINDS[rng.integers(len(DESCRIBED_KINDS))]
     drawing = draw_kind(rng)
     answer = describe(drawing)
     return Sample([drawing], DESCRIBE_QUESTION, "I look at the image.", answer)
@@ -220,6 +210,8 @@ def describe(drawing: Drawing) -> str:
     facts = drawing.facts
     if isinstance(facts, dict):
         return ", ".join(f"{letter} {value}" for letter, value in facts.items())
+    if isinstance(facts, list):
+        return ", ".join(f"{colour} {shape}" for colour, shape in facts)
     if drawing.question == draw.CALCULATION_QUESTION:
         left, sign, right = facts
         return f"{left} {sign} {right}"
@@ -244,11 +236,11 @@ FAMILIES: dict[str, Family] = {
     "counting": counting,
     "two images": pair,
     "charts": chart,
-}
-# Families that the shipped checkpoint was not taught: to fine-tune it on, and to see what it makes
-# of them.
-FURTHER_FAMILIES: dict[str, Family] = {
     "colours": colours,
+}
+# Harder variants. The language models know them as text, and the encoder has seen their pictures;
+# the projector of the efficient transfer was not trained on them.
+FURTHER_FAMILIES: dict[str, Family] = {
     "long calculation": long_calculation,
     "crowd": crowd,
     "three images": three,
@@ -291,18 +283,20 @@ class LabelledTiles(NamedTuple):
         covering: int64 (tiles, cells, cells), see `drawing.label_cells`.
         centred: int64 (tiles, cells, cells), see `drawing.label_cells`.
         words: int64 (tiles, TOKENS_PER_TILE), indices of WORDS.
+        accepted: bool (tiles, TOKENS_PER_TILE, words), see `words.accepted_words`.
     """
 
     pixels: np.ndarray
     covering: np.ndarray
     centred: np.ndarray
     words: np.ndarray
+    accepted: np.ndarray
 
 
 def cut_tiles(drawing: Drawing) -> LabelledTiles:
     """A drawing as the image processor cuts it, with the labels of every tile."""
     columns, rows = grid(drawing)
-    pictures = _cut_picture(drawing.image, columns, rows)
+    pixels = _cut_picture(drawing.image, columns, rows)
     covering, centred = label_cells(
         drawing.marks, drawing.size, columns * CELLS_PER_TILE, rows * CELLS_PER_TILE
     )
@@ -311,115 +305,48 @@ def cut_tiles(drawing: Drawing) -> LabelledTiles:
     for left, upper, right, lower in tile_boxes(columns, rows, CELLS_PER_TILE):
         coverings.append(covering[upper:lower, left:right])
         centreds.append(centred[upper:lower, left:right])
-    if len(pictures) > 1:
-        pictures.append(drawing.image.resize((TILE_SIZE, TILE_SIZE)))
+    if len(pixels) > 1:
         covering, centred = label_cells(drawing.marks, drawing.size, CELLS_PER_TILE, CELLS_PER_TILE)
         coverings.append(covering)
         centreds.append(centred)
-    pixels = np.stack([np.asarray(picture, dtype=np.uint8) for picture in pictures])
-    words = [_indices_of(words) for words in transcriptions(drawing)]
-    return LabelledTiles(pixels, np.stack(coverings), np.stack(centreds), np.array(words))
-
-
-def _cut_picture(image: Image.Image, columns: int, rows: int) -> list[Image.Image]:
-    """The tiles of a picture, without a thumbnail."""
-    resized = image.resize((columns * TILE_SIZE, rows * TILE_SIZE))
-    return [resized.crop(box) for box in tile_boxes(columns, rows, TILE_SIZE)]
-
-
-def _indices_of(words: list[str]) -> list[int]:
-    return [WORD_INDEX[word] for word in words]
-
-
-# -- words -----------------------------------------------------------------------------------------
-
-
-def transcribe(marks: list[Mark], region: Box, size: Size) -> list[str]:
-    """The words of the marks whose middle lies in a region, from left to right.
-
-    Args:
-        marks: of a drawing.
-        region: of the drawing, in its pixels.
-        size: (width, height) of the drawing in pixels.
-
-    Returns:
-        TOKENS_PER_TILE words, EMPTY after the last one.
-    """
-    with_words = [mark for mark in marks if mark.words]
-    with_words.sort(key=lambda mark: mark.middle[0])
     words = []
-    for mark in with_words:
-        # A mark at the very border of the picture belongs to the last tile.
-        x = min(max(mark.middle[0], 0), size[0] - 1e-6)
-        y = min(max(mark.middle[1], 0), size[1] - 1e-6)
-        left, upper, right, lower = region
-        if not (left <= x < right and upper <= y < lower):
-            continue
-        words.append(mark.words[0])
-        if mark.seen_with is None:
-            continue
-        if _is_in_sight(mark.seen_with, region):
-            words.append(mark.words[1])
-        else:
-            words.append(UNKNOWN)
-    return words + [EMPTY] * (TOKENS_PER_TILE - len(words))
+    accepted = []
+    for region in regions(drawing):
+        readings = read_marks(drawing.marks, region, drawing.size)
+        words.append(word_indices(readings))
+        accepted.append(accepted_words(readings))
+    return LabelledTiles(
+        pixels, np.stack(coverings), np.stack(centreds), np.stack(words), np.stack(accepted)
+    )
 
 
-def _is_in_sight(box: Box, region: Box) -> bool:
-    """Whether a box lies in a region; its upper edge may be a pixel above."""
-    left, upper, right, lower = region
-    is_across = left <= box[0] and box[2] <= right
-    is_down = upper <= box[1] + 1 and box[3] <= lower
-    return is_across and is_down
+def _cut_picture(image: Image.Image, columns: int, rows: int) -> np.ndarray:
+    """The tiles of a picture, and a thumbnail if there are several: uint8 (tiles, side, side, 3).
+
+    They are those of the image processor with `fast_resize`, since resizing is most of the work of
+    drawing a picture.
+    """
+    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0)
+    resized = _resize(picture, rows * TILE_SIZE, columns * TILE_SIZE)
+    tiles = []
+    for left, upper, right, lower in tile_boxes(columns, rows, TILE_SIZE):
+        tiles.append(resized[:, upper:lower, left:right])
+    if len(tiles) > 1:
+        tiles.append(_resize(picture, TILE_SIZE, TILE_SIZE))
+    return torch.stack(tiles).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _resize(picture: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """A uint8 picture (1, 3, rows, columns) as (3, height, width)."""
+    return F.interpolate(picture, (height, width), mode="bicubic", antialias=True)[0]
+
+
+# -- texts -----------------------------------------------------------------------------------------
 
 
 def transcriptions(drawing: Drawing) -> list[list[str]]:
     """The words of every tile."""
     return [transcribe(drawing.marks, region, drawing.size) for region in regions(drawing)]
-
-
-def word_text(word: str) -> str:
-    """A word as text that is one token: digits stand alone, everything else takes a space along."""
-    if word.isdigit():
-        return word
-    return f" {word}"
-
-
-def misread(rng: np.random.Generator, words: list[str], rate: float) -> list[str]:
-    """A transcription with mistakes.
-
-    Args:
-        words: of a tile.
-        rate: how often each of four mistakes happens to a word: it is lost, doubled, swapped with
-            the word before, or taken for another one. At 0 no random number is taken.
-    """
-    heard: list[str] = []
-    for word in words:
-        if word == EMPTY:
-            break
-        mistake = float(NUM_MISTAKES)
-        if rate:
-            mistake = rng.random() / rate
-        if mistake < 1:
-            continue
-        if mistake < 2:
-            heard += [word, word]
-        elif mistake < 3 and heard:
-            heard.insert(-1, word)
-        elif mistake < NUM_MISTAKES:
-            heard.append(_other_word(rng, word))
-        else:
-            heard.append(word)
-    return (heard + [EMPTY] * TOKENS_PER_TILE)[:TOKENS_PER_TILE]
-
-
-def _other_word(rng: np.random.Generator, word: str) -> str:
-    """A word that is taken for this one, which can be the word itself."""
-    candidates = (word,)
-    for group in CONFUSED_WORDS:
-        if word in group:
-            candidates = group
-    return candidates[rng.integers(len(candidates))]
 
 
 def described(rng: np.random.Generator, sample: Sample, exact: bool = False) -> str:
@@ -456,12 +383,17 @@ def has_shapes(drawing: Drawing) -> bool:
 
 
 TEXT_SHARES: dict[Family, float] = {
-    calculation: 0.22,
-    counting: 0.16,
-    pair: 0.24,
-    chart: 0.22,
-    description: 0.08,
-    bare_calculation: 0.08,
+    calculation: 0.14,
+    counting: 0.10,
+    pair: 0.15,
+    chart: 0.12,
+    colours: 0.11,
+    long_calculation: 0.09,
+    crowd: 0.06,
+    three: 0.07,
+    sums: 0.05,
+    description: 0.06,
+    bare_calculation: 0.05,
 }
 
 

@@ -19,13 +19,20 @@ from answers.extraction import last_box
 from evaluation import families, local
 from evaluation import nano as evaluation
 from remote_code import conversation
-from tasks import charts, coloured, colours, draw, hard, samples
+from tasks import charts, coloured, colours, draw, hard, samples, words
 from tasks.drawing import LABELS, Mark, font_paths, label_cells, luminance
 from tests import checkpoints
 from training import sft
 from training.nano import data, encoder, pipeline, rechecking, tokenizer
 from training.nano import text as nano_text
-from training.nano.encoder import group_patches, normalize
+from training.nano.encoder import (
+    DRAWN_SHARES,
+    Heads,
+    TileBatch,
+    group_patches,
+    is_accepted,
+    normalize,
+)
 
 split_thinking = conversation.split_thinking
 
@@ -151,13 +158,19 @@ def test_labels_of_cells():
     assert centred[2, 2] == 3 and centred[5, 8] == 5 and (centred != 0).sum() == 2
 
 
+def any_drawing(seed):
+    """A picture of a random kind among those that the encoder learns from."""
+    rng = np.random.default_rng(seed)
+    return list(DRAWN_SHARES)[rng.integers(len(DRAWN_SHARES))](rng)
+
+
 def test_training_tiles_are_the_image_processors(nano_processor):
     for seed in range(5):
-        drawing = draw.draw(np.random.default_rng(seed))
-        tiles, covering, centred, words = samples.cut_tiles(drawing)
-        ours = nano_processor.image_processor(drawing.image)["pixel_values"]
+        drawing = any_drawing(seed)
+        tiles, *labels = samples.cut_tiles(drawing)
+        ours = nano_processor.image_processor(drawing.image, fast_resize=True)["pixel_values"]
         torch.testing.assert_close(normalize(torch.from_numpy(tiles)), ours)
-        assert len(tiles) == len(covering) == len(centred) == len(words)
+        assert all(len(part) == len(tiles) for part in labels)
 
 
 def test_the_example_pictures_exist():
@@ -215,9 +228,8 @@ def test_pairs_compare_their_pictures(seed):
 def test_a_new_family_moves_no_pictures():
     """Families have generator streams of their own: of old, the places of their sorted names."""
     streams = families.FAMILY_STREAMS
-    assert list(streams)[:4] == sorted(samples.FAMILIES) and set(streams) == set(
-        samples.ALL_FAMILIES
-    )
+    assert list(streams)[:4] == ["calculation", "charts", "counting", "two images"]
+    assert set(streams) == set(samples.ALL_FAMILIES)
     assert list(streams.values()) == list(range(len(samples.ALL_FAMILIES)))
 
 
@@ -225,32 +237,95 @@ def test_a_new_family_moves_no_pictures():
 @given(seed=st.integers(0, 2**32))
 def test_transcriptions_hold_every_mark_once(seed):
     """Tiles share the marks out, a thumbnail has them all, from left to right."""
-    drawing = draw.draw(np.random.default_rng(seed))
+    drawing = any_drawing(seed)
     tiles = samples.transcriptions(drawing)
-    assert all(len(words) == samples.TOKENS_PER_TILE for words in tiles)
-    shown = [[word for word in words if word != samples.EMPTY] for words in tiles]
+    assert all(len(said) == words.TOKENS_PER_TILE for said in tiles)
+    shown = [[word for word in said if word != words.EMPTY] for said in tiles]
     ordered = sorted(
         (mark for mark in drawing.marks if mark.words), key=lambda mark: mark.middle[0]
     )
-    assert shown[-1] == [word for mark in ordered for word in mark.words]
+    assert shown[-1] == [word for mark in ordered for word in words_of(mark, is_whole=True)]
     if len(tiles) > 1:
         columns, rows = samples.grid(drawing)
         assert len(tiles) == columns * rows + 1
-        firsts = sorted(mark.words[0] for mark in ordered)
-        values = [word for words in shown[:-1] for word in words]
+        values = [word for said in shown[:-1] for word in said]
         for mark in ordered:
-            values.remove(mark.words[0])
-            if len(mark.words) == 2:
-                values.remove(mark.words[1] if mark.words[1] in values else samples.UNKNOWN)
-        assert not values and firsts
+            first, *second = words_of(mark, is_whole=False)
+            values.remove(first)
+            if second:
+                values.remove(second[0] if second[0] in values else words.UNKNOWN)
+        assert not values and ordered
+
+
+def words_of(mark, is_whole):
+    """What a transcription says of a mark, in a view of the whole picture or of a part."""
+    if mark.ink is None:
+        return mark.words
+    word = colours.name_of(mark.ink) + mark.words[0]
+    return (word.capitalize() if is_whole and mark.is_largest else word,)
+
+
+RED, REDDISH = (255, 0, 0), (255, 62, 0)  # the second is nearly orange
+
+
+@pytest.mark.parametrize("ink, is_largest, is_whole, accepted", [
+    (RED, False, True, {"redcircle"}),
+    (RED, True, True, {"Redcircle"}),
+    (RED, True, False, {"redcircle"}),  # a part of a picture does not show what is the largest
+    (RED, None, True, {"redcircle", "Redcircle"}),  # nearly the largest
+    (RED, None, False, {"redcircle"}),
+    # everybody sees the circle, and people differ about its colour
+    (REDDISH, False, True, {f"{name}circle" for name in colours.COLOURS}),
+    (REDDISH, True, True, {f"{name.capitalize()}circle" for name in colours.COLOURS}),
+], ids=str)  # fmt: skip
+def test_words_that_are_right_of_a_shape(ink, is_largest, is_whole, accepted):
+    mark = Mark(LABELS["circle"], (10, 10, 30, 30), ("circle",), ink=ink, is_largest=is_largest)
+    region = (0, 0, 100, 80) if is_whole else (0, 0, 50, 80)
+    readings = words.read_marks([mark], region, (100, 80))
+    is_right = words.accepted_words(readings)
+    assert is_right.shape == (words.TOKENS_PER_TILE, len(words.WORDS))
+    assert {words.WORDS[index] for index in np.flatnonzero(is_right[0])} == accepted
+    assert readings[0].word in accepted and words.WORDS[words.word_indices(readings)[0]] in accepted
+    # behind the last mark nothing else is right than that there is none
+    assert is_right[1:, 0].all() and is_right[1:].sum() == words.TOKENS_PER_TILE - 1
+
+
+@pytest.mark.parametrize("areas, largest", [
+    ([100.0], [True]),
+    ([100.0, 141.0, 30.0], [False, True, False]),
+    ([100.0, 130.0, 30.0], [False, None, False]),
+    ([100.0, 110.0, 30.0], [False, False, False]),
+], ids=["alone", "clearly", "nearly", "not clear"])  # fmt: skip
+def test_which_shape_is_the_largest(areas, largest):
+    shapes = [draw.Shape("square", RED, (0, 0, 9, 9), area) for area in areas]
+    assert [mark.is_largest for mark in draw.shape_marks(shapes)] == largest
+
+
+def test_all_words_that_are_right_share_a_loss():
+    """An even spread over the right words costs nothing; a wrong word does."""
+    heads = Heads(8)
+    accepted = torch.zeros(1, 16, len(words.WORDS), dtype=torch.bool)
+    accepted[..., [3, 4, 5]] = True
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    pixels = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
+    batch = TileBatch(pixels, labels, labels, torch.full((1, 16), 3), accepted)
+    losses = {}
+    for name, chosen in {"one": [3], "even": [3, 4, 5], "wrong": [6]}.items():
+        logits = torch.full((1, 16, len(words.WORDS)), -30.0)
+        logits[..., chosen] = 0.0
+        losses[name] = heads.word_loss(logits, batch).item()
+        assert is_accepted(logits, accepted).all() == (name != "wrong")
+    assert losses["one"] == pytest.approx(0, abs=1e-4)
+    assert losses["even"] == pytest.approx(0, abs=1e-4)
+    assert losses["wrong"] == pytest.approx(30 - math.log(3), abs=1e-3)
 
 
 def test_words_are_single_tokens(tmp_path):
     tokenizer.write(tmp_path)
     built = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert built.get_vocab_size() == tokenizer.VOCABULARY_SIZE - 3
-    for word in samples.WORDS:
-        assert len(built.encode(samples.word_text(word), add_special_tokens=False).ids) == 1, word
+    for word in words.WORDS:
+        assert len(built.encode(words.word_text(word), add_special_tokens=False).ids) == 1, word
 
 
 @pytest.mark.parametrize("role, begins, ends, thinks", [
@@ -301,10 +376,10 @@ def test_chains_that_check_themselves_end_in_what_is_right():
 
 def test_misread_words_are_rare_and_alike():
     rng = np.random.default_rng(0)
-    words = [*"47+12", *[samples.EMPTY] * 11]
-    assert samples.misread(rng, words, 0) == words
-    read = [samples.misread(rng, words, 0.02) for _ in range(2000)]
-    changed = sum(other != words for other in read) / 2000
+    said = [*"47+12", *[words.EMPTY] * 11]
+    assert words.misread(rng, said, 0) == said
+    read = [words.misread(rng, said, 0.02) for _ in range(2000)]
+    changed = sum(other != said for other in read) / 2000
     assert (
         0.2 < changed < 0.4
     )  # four kinds of slips at 0.02 for each of five words: 0.34, some without effect
@@ -317,12 +392,12 @@ def test_exact_descriptions_have_every_word():
     drawn = [samples.counting(rng) for _ in range(40)]
     exact = [samples.described(rng, sample, exact=True) for sample in drawn]
     for sample, text in zip(drawn, exact):
-        words = [
-            samples.word_text(word)
+        said = [
+            words.word_text(word)
             for tile in samples.transcriptions(sample.drawings[0])
             for word in tile
         ]
-        assert text == "[" + "".join(words) + "]\n" + sample.question
+        assert text == "[" + "".join(said) + "]\n" + sample.question
     assert exact != [samples.described(rng, sample) for sample in drawn]
 
 
@@ -419,9 +494,16 @@ def test_further_families_are_what_they_say(seed):
     assert samples.PLACES[counts.index(max(counts))] == three.answer
 
 
-def test_colours_cannot_be_put_into_words():
-    with pytest.raises(ValueError, match="words for pictures name none"):
-        families.FamilySet(5, families=["colours"], in_words=True)
+def test_colours_are_put_into_words():
+    """A question about the largest shape can be answered from the words alone."""
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        sample = samples.colours(rng)
+        if sample.question != coloured.LARGEST_QUESTION:
+            continue
+        whole = samples.transcriptions(sample.drawings[0])[-1]
+        (largest,) = [word for word in whole if word[0].isupper()]
+        assert words.SHAPE_WORDS[largest].colour == sample.answer
 
 
 def test_wrong_answers_are_wrong():

@@ -46,18 +46,18 @@ from training.nano.loop import DEVICE, FAST_DTYPE, num_workers
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
-# Steps of 128 tiles (encoder) and of 64 texts (base and children); samples of each data set, and of
+# Steps of 256 tiles (encoder) and of 64 texts (base and children); samples of each data set, and of
 # each family of the evaluation.
 FULL = {
-    "encoder": 6000,
-    "base": 1200,
-    "instruct": 350,
-    "reasoning": 800,
-    "rechecking": 800,
-    "init_1": 12_000,
+    "encoder": 6500,
+    "base": 2400,
+    "instruct": 450,
+    "reasoning": 1100,
+    "rechecking": 1100,
+    "init_1": 14_000,
     "init_2": 4000,
     "init_3": 1000,
-    "alignment": 16_000,
+    "alignment": 20_000,
     "evaluation": 500,
 }
 # A few steps of each, for tests.
@@ -157,13 +157,16 @@ class Pipeline:
         """Write whose folder it is, or check that it is this run's."""
         run = {"seed": self.seed, "sizes": self.sizes}
         path = self.folder / "pipeline.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            if before != run:
-                raise ValueError(
-                    f"{self.folder} is of a run with {before}, not {run}: name another directory."
-                )
-        durable.write_json(path, run)
+        before = durable.read_json(path)
+        if before is None:
+            # Under a name of its own first: stages beside this one may claim the folder just now.
+            own_path = self.folder / f"pipeline.{os.getpid()}.json"
+            durable.write_json(own_path, run)
+            own_path.replace(path)
+        elif before != run:
+            raise ValueError(
+                f"{self.folder} is of a run with {before}, not {run}: name another directory."
+            )
 
     def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
         """Do a stage, unless its result is there, and add its seconds to those of its name.

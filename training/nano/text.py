@@ -4,7 +4,7 @@
     python -m training.nano.text instruct runs/nano/instruct --start runs/nano/base --steps 900
     python -m training.nano.text reasoning runs/nano/reasoning --start runs/nano/base --steps 900
 
-Pictures appear as text only, as transcriptions of their tiles (see `tasks.samples`); no language
+Pictures appear as text only, as transcriptions of their tiles (see `tasks.words`); no language
 model ever sees an image. The base continues plain documents that answer in either way. Its children
 speak a chat format. `instruct` has that of Qwen2.5 and answers directly (with reasoning where it is
 asked to think step by step). `reasoning` has that of DeepSeek-R1 and thinks first, unless the
@@ -38,6 +38,7 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from remote_code import conversation
 from tasks import samples
+from tasks.words import WORDS, word_text
 from training.nano import tokenizer
 from training.nano.loop import (
     DEVICE,
@@ -189,10 +190,10 @@ class Texts(IterableDataset):
         self.seed = seed
         self.tokenizer = Tokenizer.from_file(str(path))
         self.end = token_id(self.tokenizer, control_tokens(role).end)
-        self.words = torch.tensor(sorted({self._id_of_word(word) for word in samples.WORDS}))
+        self.words = torch.tensor(sorted({self._id_of_word(word) for word in WORDS}))
 
     def _id_of_word(self, word: str) -> int:
-        return self.tokenizer.encode(samples.word_text(word), add_special_tokens=False).ids[0]
+        return self.tokenizer.encode(word_text(word), add_special_tokens=False).ids[0]
 
     def __iter__(self) -> Iterator[TextBatch]:
         worker = torch.utils.data.get_worker_info()

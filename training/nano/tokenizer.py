@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, trainers
 
 from remote_code import conversation
 from tasks import samples
+from tasks.words import WORDS, word_text
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH = 4096  # tokens
@@ -38,13 +39,16 @@ NAMES_OF_QWEN = {
     "<think>": "<|box_start|>",
     "</think>": "<|box_end|>",
 }
+SAMPLES_PER_LIST = 20  # between two lists of all words of transcriptions, of which some are rare
 NUM_BYTES = 256  # the first tokens of a byte-level vocabulary, one for each byte
 
 
 def corpus(count: int = 3000, seed: int = 0) -> Iterator[str]:
     """Texts that the merges are learned from: samples of the nano tasks, and some English."""
     rng = np.random.default_rng(seed)
-    for _ in range(count):
+    for number in range(count):
+        if number % SAMPLES_PER_LIST == 0:
+            yield "".join(map(word_text, WORDS))
         sample = samples.text_sample(rng)
         yield sample.question
         yield samples.reasoned(sample)
