@@ -57,14 +57,17 @@ class FamilySet:
             known = list(samples.ALL_FAMILIES)
             raise ValueError(f"family {unknown[0]!r}: expected one of {known}.")
 
+    def drawn(self, family: str) -> list[samples.Sample]:
+        """The samples of a family, in the order of their questions."""
+        return self._drawn(family, self._generator(family))
+
     def items(self, folder: Path) -> list[Item]:
         """The samples as questions; their pictures go into a folder as PNG files."""
         images = ImageFolder(folder)
         items = []
         for family in self.families:
-            rng = np.random.default_rng([STREAM, self.seed, FAMILY_STREAMS[family]])
-            drawn = [samples.ALL_FAMILIES[family](rng) for _ in range(self.count)]
-            for number, sample in enumerate(drawn):
+            rng = self._generator(family)
+            for number, sample in enumerate(self._drawn(family, rng)):
                 text, stored = sample.question, [images.add(image) for image in sample.images]
                 if self.in_words:
                     text, stored = samples.described(rng, sample, self.exact), []
@@ -79,3 +82,9 @@ class FamilySet:
                     )
                 )
         return items
+
+    def _generator(self, family: str) -> np.random.Generator:
+        return np.random.default_rng([STREAM, self.seed, FAMILY_STREAMS[family]])
+
+    def _drawn(self, family: str, rng: np.random.Generator) -> list[samples.Sample]:
+        return [samples.ALL_FAMILIES[family](rng) for _ in range(self.count)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +57,18 @@ def load(
 
 
 class LocalModel(AskedModel):
-    """Answers the questions of a run greedily, in batches of their order.
+    """Answers the questions of a run in batches of their order, by default greedily.
 
     A batch is always the same questions, whichever thread asks for one of them first: other
-    batches round sums in other ways, and a few answers would change from run to run.
+    batches round sums in other ways, and a few answers would change from run to run. Where answers
+    are drawn at a temperature, the number of the batch is the seed, for the same reason.
 
     Args:
         name: of the model.
         model, tokenizer: from `load`.
         batch_size: questions that are asked at a time.
         folder, items, judging: see `AskedModel`.
+        options: of transformers' `generate`; by default OPTIONS.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class LocalModel(AskedModel):
         folder: Path,
         items: list[Item],
         judging: Judging,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(name, folder, items, judging)
+        self.options = dict(options or OPTIONS)
         self.model = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
@@ -94,8 +98,16 @@ class LocalModel(AskedModel):
         with self._computing:
             if batch not in self._replies:
                 start = batch * self.batch_size
-                self._replies[batch] = self._answer(self.items[start : start + self.batch_size])
+                asked = self.items[start : start + self.batch_size]
+                with torch.random.fork_rng(enabled=bool(self.options.get("do_sample"))):
+                    self._seed(batch)
+                    self._replies[batch] = self._answer(asked)
         return self._replies[batch][place]
+
+    def _seed(self, batch: int) -> None:
+        """Have the answers of a batch drawn from its number, if they are drawn."""
+        if self.options.get("do_sample"):
+            torch.manual_seed(batch)
 
     def _answer(self, items: Sequence[Item]) -> list[Reply]:
         begun = time.monotonic()
@@ -116,7 +128,7 @@ class LocalModel(AskedModel):
         images = [[str(self.folder / image) for image in item.images] for item in items]
         questions = [item.text for item in items]
         monitor = generation.GenerationMonitor()
-        options = {**OPTIONS, "stopping_criteria": [monitor]}
+        options = {**self.options, "stopping_criteria": [monitor]}
         texts = self.model.batch_chat(self.tokenizer, images, questions, options)
         return list(zip(texts, monitor.generated_rows(len(items))))
 
@@ -128,7 +140,7 @@ class LocalModel(AskedModel):
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             pad_token_id=self.tokenizer.pad_token_id,
-            **OPTIONS,
+            **self.options,
         )
         rows = output[:, inputs["input_ids"].shape[1] :]
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -19,10 +19,10 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 
@@ -34,6 +34,7 @@ from evaluation.quantization import QUANTIZATIONS, stored_bytes
 from evaluation.results import Results, groups_of, summarize
 from evaluation.run import answer_and_judge, prepared_items
 from evaluation.run_folder import folder_of_run
+from remote_code import conversation
 from tasks import samples
 
 NAME = "nano"  # of the benchmark
@@ -57,6 +58,7 @@ def score(
     out: Path,
     name: str = NAME,
     batch_size: int = 25,
+    options: Mapping[str, Any] | None = None,
 ) -> Results:
     """Ask a model about samples, and judge its answers.
 
@@ -66,17 +68,21 @@ def score(
         out: the folder of the run.
         name: of the model.
         batch_size: samples that are asked at a time.
+        options: of transformers' `generate`; by default those of `local.OPTIONS`.
 
     Raises:
         ValueError: the folder belongs to another run.
     """
-    settings = {"model": name, **dataclasses.asdict(families), "batch_size": batch_size, **OPTIONS}
+    options = dict(options or OPTIONS)
+    settings = {"model": name, **dataclasses.asdict(families), "batch_size": batch_size, **options}
     settings["families"] = list(families.families)
     settings["weights"] = weights_of(model.config)
     with folder_of_run(out, settings), Judging() as judging:
         of_benchmark = out / NAME
         items = prepared_items(of_benchmark, lambda: families.items(of_benchmark))
-        asked = LocalModel(name, model, tokenizer, batch_size, of_benchmark, items, judging)
+        asked = LocalModel(
+            name, model, tokenizer, batch_size, of_benchmark, items, judging, options
+        )
         # Twice the batch: the next one begins while EvalScope waits for the last one's threads.
         return answer_and_judge(NAME, asked, 1, 2 * batch_size)
 
@@ -104,6 +110,49 @@ def shares(results: Results) -> dict[str, dict[str, Any]]:
             "interval": interval,
         }
     return shares
+
+
+class Thought(NamedTuple):
+    """An answer to a sample, with its thinking.
+
+    Attributes:
+        family: of the sample.
+        number: of the sample in its family, from 0.
+        is_right: whether the answer is.
+        is_truncated: whether it was cut at the largest number of tokens.
+        thinking: the text of it.
+        tokens: of the thinking.
+    """
+
+    family: str
+    number: int
+    is_right: bool
+    is_truncated: bool
+    thinking: str
+    tokens: int
+
+
+def thoughts(results: Results, tokenizer: Any) -> list[Thought]:
+    """The thinking of every answer of a run, in the order of its questions.
+
+    Args:
+        results: from `score`.
+        tokenizer: that counts the tokens.
+
+    Raises:
+        ValueError: answers are missing.
+    """
+    if not results.is_complete:
+        reasons = sorted(set(results.failures.values()))
+        raise ValueError(f"answers are missing ({reasons}): run the command again to ask for them.")
+    found = []
+    for (number, _), answer in sorted(results.answers.items()):
+        family, _, place = results.items[number].id.rpartition(" ")
+        thinking = conversation.split_thinking(answer.text).thinking
+        tokens = len(tokenizer.encode(thinking, add_special_tokens=False))
+        is_right = bool(answer.is_right)
+        found.append(Thought(family, int(place), is_right, answer.is_truncated, thinking, tokens))
+    return found
 
 
 def evaluate(path: str, count: int, text: bool = False) -> dict[str, dict[str, Any]]:

@@ -53,6 +53,7 @@ FILES_OF_USERS = (
     "revision.jsonl",
     "distilled.jsonl",
     "set_aside.jsonl",
+    "lengths.png",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 

@@ -9,7 +9,9 @@ There is one set for each stage of the report, in its answers' style:
 - `init_2`: the same, a pool from which `training.select` chooses;
 - `init_3`: chains of thought, where the question asks to think step by step;
 - `alignment`: questions as users ask them, answered as the reasoning model does;
-- `further`: the same of families that the shipped checkpoint was not taught.
+- `further`: the same of families that the shipped checkpoint was not taught;
+- `rechecked`: questions of all families, with thinking that checks itself any number of times;
+- `distillation`: fresh questions of all families, of which chains are distilled.
 
 Each line says its family.
 """
@@ -17,6 +19,7 @@ Each line says its family.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -31,6 +34,7 @@ import durable
 from tasks import samples
 from tasks.colours import COLOURS
 from tasks.drawing import LETTERS, SHAPES
+from training.nano.rechecking import rechecked
 from training.nano.text import STEP_BY_STEP
 
 # Keeps these pictures apart from those of the encoder's training and of evaluation.
@@ -61,8 +65,10 @@ STAGES = {
     "init_3": StageShares(0.0, 0.0),
     "alignment": StageShares(0.05, 0.0),
     "further": StageShares(0.0, 0.0, samples.FURTHER_FAMILIES),
+    "rechecked": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
+    "distillation": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
 }
-THINKING_STAGES = ("alignment", "further")
+THINKING_STAGES = ("alignment", "further", "rechecked", "distillation")
 DESCRIPTION = "description"
 
 
@@ -133,7 +139,7 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
     if len(image_names) == 1:
         image = image_names[0]
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"image": image, "conversations": turns, "difficulty": difficulty_of(sample)}
+    return {"image": image, "conversations": turns}
 
 
 def difficulty_of(sample: samples.Sample) -> float:
@@ -173,8 +179,12 @@ def _drawn_row(stage: str, folder: Path, seed: int, number: int) -> dict[str, An
         "id": number,
         "family": drawn.family,
         "wrong": drawn.is_wrong,
+        "difficulty": difficulty_of(drawn.sample),
     }
-    return {**facts, **row_of(drawn.sample, stage, names)}
+    told = drawn.sample
+    if stage == "rechecked":
+        told = dataclasses.replace(told, thinking=rechecked(rng, told))
+    return {**facts, **row_of(told, stage, names)}
 
 
 def _save_images(sample: samples.Sample, folder: Path, prefix: str) -> list[str]:
