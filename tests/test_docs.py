@@ -53,6 +53,11 @@ FILES_OF_USERS = (
     "revision.jsonl",
     "distilled.jsonl",
     "set_aside.jsonl",
+    "train.jsonl",
+    "dev.jsonl",
+    "test.jsonl",
+    "blank.jsonl",
+    "score.json",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 
