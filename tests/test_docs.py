@@ -54,6 +54,11 @@ FILES_OF_USERS = (
     "distilled.jsonl",
     "set_aside.jsonl",
     "lengths.png",
+    "train.jsonl",
+    "dev.jsonl",
+    "test.jsonl",
+    "blank.jsonl",
+    "score.json",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 

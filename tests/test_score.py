@@ -46,7 +46,27 @@ def test_right_and_wrong_answers(questions, tmp_path, capsys):
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # needs no network
 
 
+def test_groups_are_counted_by_a_field(tmp_path, capsys):
+    """The field may hold numbers; groups are in the order of their names."""
+    rows = trainers.samples(questions=ROWS[3:])
+    for row, grade in zip(rows, (2, 1)):
+        row["grade"] = grade
+    data = trainers.write_lines(tmp_path / "graded.jsonl", rows)
+    out = tmp_path / "score"
+    arguments = ["--model", checkpoints.NANO, "--data", data, "--out", out, "--by", "grade"]
+    assert score.main(list(map(str, arguments))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 of 2 right: 50.0 %")
+    assert lines[1].startswith("  1  0 of 1 right") and lines[2].startswith("  2  1 of 1 right")
+    written = json.loads((out / score.SCORE_FILE).read_text())
+    assert written["by"] == "grade" and list(written["groups"]) == ["1", "2"]
+    # Wilson's interval of 1 of 1: 1 / (1 + z^2) = 20.7 %
+    assert written["groups"]["2"] == {"right": 1, "asked": 1, "interval": [20.7, 100.0]}
+    assert written["all"]["right"] == 1 and written["model"] == str(checkpoints.NANO)
+
+
 @pytest.mark.parametrize("arguments, words", [
+    (["--by", "grade"], "line 1 has no field 'grade'"),
     (["--max-new-tokens", "0"], "--max-new-tokens 0"),
     (["--data", "no_such.jsonl"], "no_such.jsonl does not exist"),
 ])  # fmt: skip

@@ -2,13 +2,15 @@
 
     python -m training.score --model runs/mine/model --data test.jsonl
     python -m training.score --model nano --data test.jsonl --out runs/score
+    python -m training.score --model nano --data test.jsonl --by family
 
 The data have the form of those to train on (training/rows.py). Each last question is asked with
 greedy decoding; right is an answer that says the same as that of the data: in its box, or in words
 where the data's has none (answers/judging.py). Where the data's answer has no thinking, neither has
-the model's, unless `--think` is given. Prints the share of right answers with its interval of 95 %.
-Writes `answers.jsonl`, a line for each sample, and `wrong.html`, a page that needs no network, into
-`--out`, which is `score` beside the model's directory unless given.
+the model's, unless `--think` is given. Prints the share of right answers with its interval of 95 %;
+with `--by FIELD` also of each group of samples whose lines have the same value in that field.
+Writes `answers.jsonl`, a line for each sample, `wrong.html`, a page that needs no network, and
+`score.json`, the shares, into `--out`, which is `score` beside the model's directory unless given.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from training.rows import local_path, parse_row
 from training.sample_encoder import SampleEncoder
 from training.sources import ConversationFile
 
+SCORE_FILE = "score.json"
 SHOWN_SIDE = 320  # pixels of a picture on the page, at most
 STYLE = """
 body { font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
@@ -55,6 +58,75 @@ class Scored(NamedTuple):
     question: str
     reply: Reply
     verdict: Verdict
+
+
+class Share(NamedTuple):
+    """How many answers of those that were asked for are right."""
+
+    right: int
+    asked: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of 95 % of the share, in percent."""
+        low, high = wilson(self.right, self.asked)
+        return 100 * low, 100 * high
+
+    @property
+    def text(self) -> str:
+        """The share in words, with its interval."""
+        percent = 100 * self.right / self.asked
+        low, high = self.interval
+        return (
+            f"{self.right} of {self.asked} right: {percent:.1f} % "
+            f"({low:.1f} to {high:.1f}, with 95 % confidence)"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The share as score.json has it, its interval in percent."""
+        low, high = self.interval
+        return {
+            "right": self.right,
+            "asked": self.asked,
+            "interval": [round(low, 1), round(high, 1)],
+        }
+
+
+def share_of(answered: Sequence[Scored]) -> Share:
+    """The share of right answers among some."""
+    return Share(sum(one.verdict.is_right for one in answered), len(answered))
+
+
+def groups_of(source: ConversationFile, field: str) -> list[str]:
+    """The group of each sample: what its line has in a field, as text.
+
+    Raises:
+        ValueError: a line without the field.
+    """
+    groups = []
+    for number in range(len(source)):
+        row = source.row(number)
+        if row.get(field) is None:
+            fields = ", ".join(sorted(row))
+            raise ValueError(
+                f"{source.where(number)} has no field {field!r} to tell its group by; it has "
+                f"{fields}."
+            )
+        groups.append(str(row[field]))
+    return groups
+
+
+def shares_of_groups(found: Sequence[Scored], groups: Sequence[str]) -> dict[str, Share]:
+    """The share of each group of which a sample was asked, by the group's name.
+
+    Args:
+        found: what was asked.
+        groups: of all samples of the data, as `groups_of` gives them.
+    """
+    members: dict[str, list[Scored]] = {}
+    for scored in found:
+        members.setdefault(groups[scored.number], []).append(scored)
+    return {group: share_of(members[group]) for group in sorted(members)}
 
 
 def score(
@@ -135,7 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="a directory, or a Hub id")
     parser.add_argument("--data", required=True, nargs="+", help="JSONL files")
     parser.add_argument("--image-root", help="directory of relative image paths")
-    parser.add_argument("--out", type=Path, help="directory of answers.jsonl and wrong.html")
+    parser.add_argument("--out", type=Path, help="directory of what is written")
+    parser.add_argument(
+        "--by", metavar="FIELD", help="a field of the data's lines; each of its values is counted"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=512, help="longest answer")
     parser.add_argument(
         "--think",
@@ -162,6 +237,7 @@ def _score_and_write(options: argparse.Namespace) -> None:
         loss_on_skipped_thinking=options.think,  # the prompt leaves the thinking open
     )
     source = ConversationFile(options.data, encoder, options.image_root)
+    groups = groups_of(source, options.by) if options.by else []
     model: Any = AutoModelForImageTextToText.from_pretrained(
         options.model, dtype=getattr(torch, options.dtype), trust_remote_code=True
     ).eval()
@@ -176,22 +252,44 @@ def _score_and_write(options: argparse.Namespace) -> None:
     if not found:
         raise ValueError("none of the samples can be asked: all are too long.")
     beside = Path(options.model).parent if Path(options.model).is_dir() else Path()
-    _write(found, source, options.out or beside / "score")
+    out = options.out or beside / "score"
+    shares = shares_of_groups(found, groups) if options.by else {}
+    _write(found, source, out)
+    _write_shares(options, found, shares, out)
+    _print(found, source, shares)
+    print(f"{out / 'answers.jsonl'}, {out / 'wrong.html'}, {out / SCORE_FILE}")
 
 
-def _write(found: list[Scored], source: ConversationFile, out: Path) -> None:
-    """Print the share and write both files."""
+def _write(found: Sequence[Scored], source: ConversationFile, out: Path) -> None:
+    """Write the answers, and the page of the wrong ones."""
     wrong = [one for one in found if not one.verdict.is_right]
-    right = len(found) - len(wrong)
-    low, high = wilson(right, len(found))
-    share = f"{right} of {len(found)} right: {100 * right / len(found):.1f} %"
     out.mkdir(parents=True, exist_ok=True)
     durable.write_text(out / "answers.jsonl", "".join(map(as_line, found)))
     durable.write_text(out / "wrong.html", wrong_page(wrong, source, f"{len(wrong)} wrong answers"))
-    print(f"{share} ({100 * low:.1f} to {100 * high:.1f}, with 95 % confidence)")
+
+
+def _write_shares(
+    options: argparse.Namespace, found: Sequence[Scored], shares: dict[str, Share], out: Path
+) -> None:
+    """Write the shares, with what they are of."""
+    content = {
+        "model": options.model,
+        "data": options.data,
+        "all": share_of(found).as_json(),
+        "by": options.by,
+        "groups": {group: share.as_json() for group, share in shares.items()},
+    }
+    durable.write_json(out / SCORE_FILE, content)
+
+
+def _print(found: Sequence[Scored], source: ConversationFile, shares: dict[str, Share]) -> None:
+    """Print the shares, and how many samples were not asked."""
+    print(share_of(found).text)
+    width = max(map(len, shares), default=0)
+    for group, share in shares.items():
+        print(f"  {group.ljust(width)}  {share.text}")
     if len(found) < len(source):
         print(f"{len(source) - len(found)} were not asked: too long, or broken.")
-    print(f"{out / 'answers.jsonl'}, {out / 'wrong.html'}")
 
 
 if __name__ == "__main__":
