@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import multiprocessing
 import re
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from tasks import charts, coloured, colours, draw, hard, samples, words
 from tasks.drawing import LABELS, Mark, font_paths, label_cells, luminance
 from tests import checkpoints
 from training import sft
-from training.nano import data, encoder, pipeline, rechecking, tokenizer
+from training.nano import data, encoder, pipeline, rechecking, stages, tokenizer
 from training.nano import text as nano_text
 from training.nano.encoder import (
     DRAWN_SHARES,
@@ -527,6 +529,22 @@ def smoke_run(tmp_path_factory):
         patch.setitem(local.OPTIONS, "max_new_tokens", 8)
         run.all()
     return run
+
+
+def claim(folder):
+    """What `--only` does first."""
+    return stages.Stages(folder, {"base": 2}, seed=3).folder
+
+
+def test_stages_that_start_at_once_share_a_folder(tmp_path):
+    """As the page of nano says: encoder and language models beside each other, from nothing."""
+    folders = [tmp_path / str(number // 4) for number in range(80)]
+    with ProcessPoolExecutor(4, multiprocessing.get_context("fork")) as pool:
+        assert list(pool.map(claim, folders)) == folders
+    for folder in folders:
+        run = json.loads((folder / "pipeline.json").read_text())
+        assert run == {"seed": 3, "sizes": {"base": 2}}
+        assert [path.name for path in folder.iterdir()] == ["pipeline.json"]
 
 
 @pytest.mark.parametrize("sizes, seed", [(pipeline.FULL, 0), (pipeline.SMOKE, 1)])
