@@ -139,7 +139,7 @@ def values_by_step(history: list[dict[str, Any]], key: str) -> dict[int, float]:
 
 def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     """Write a plot of losses, their running mean, evaluations and learning rate as PNG."""
-    plt = _plotting()
+    plt = plotting()
     losses = values_by_step(history, "loss")
     figure, axes = plt.subplots(figsize=(7, 4))
     axes.plot(list(losses), list(losses.values()), alpha=0.35, label="loss of answers")
@@ -160,12 +160,12 @@ def plot_history(history: list[dict[str, Any]], path: Path) -> None:
     rate_axes = axes.twinx()
     rate_axes.plot(list(rates), list(rates.values()), color="grey", linewidth=0.8)
     rate_axes.set_ylabel("learning rate", color="grey")
-    _write_figure(figure, path)
+    write_figure(figure, path)
 
 
 def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
     """Write a plot of rewards, lengths, signal, entropy and KL by step as PNG."""
-    plt = _plotting()
+    plt = plotting()
     figure, panels = plt.subplots(1 + len(PANELS_OF_REWARDS), sharex=True, figsize=(7, 10))
     rewards = {"reward": "sum"}
     for key in sorted({key for entry in history for key in entry}):
@@ -181,10 +181,10 @@ def plot_rewards(history: list[dict[str, Any]], path: Path) -> None:
         axes.legend()
     panels[0].set(title=path.parent.name)
     panels[-1].set(xlabel="optimizer step")
-    _write_figure(figure, path)
+    write_figure(figure, path)
 
 
-def _plotting() -> Any:
+def plotting() -> Any:
     """matplotlib without a display; it is imported where something is drawn."""
     import matplotlib
 
@@ -194,12 +194,12 @@ def _plotting() -> Any:
     return plt
 
 
-def _write_figure(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
     """Write a figure as PNG, and give its memory back."""
     figure.tight_layout()
     with durable.writing(path) as file:
         figure.savefig(file, format="png")
-    _plotting().close(figure)
+    plotting().close(figure)
 
 
 def running_mean(values: list[float], count: int) -> list[float]:

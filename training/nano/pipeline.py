@@ -29,9 +29,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,10 +38,16 @@ import torch
 import durable
 from training import assemble, select
 from training.nano import code, data, encoder, text
-from training.nano.loop import DEVICE, FAST_DTYPE, num_workers
+from training.nano.loop import DEVICE, FAST_DTYPE
+from training.nano.stages import (
+    RECIPES,
+    ROOT,
+    Stages,
+    as_arguments,
+    run_module,
+    settings_of_device,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
 # Steps of 128 tiles (encoder) and of 64 texts (base and children); samples of each data set, and of
 # each family of the evaluation.
@@ -76,7 +79,6 @@ SMOKE = {
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
 SMALL_STEPS = {"batch_size": 8}
 DATA_SETS = ("init_1", "init_2", "init_3", "alignment")
-SHARE_OF_CORES = 0.4  # that read the projector's training sets, beside a GPU
 SELECTED_SHARE = 0.5  # of init_2, by the judge
 
 
@@ -106,12 +108,10 @@ ROWS = (
 
 def train_in_a_process(arguments: list[str]) -> None:
     """Run `python -m training.sft` with these arguments; its memory is free again afterwards."""
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "training.sft", *arguments]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    run_module("training.sft", arguments)
 
 
-class Pipeline:
+class Pipeline(Stages):
     """Stages by name; each is run unless its result is there.
 
     Args:
@@ -120,9 +120,6 @@ class Pipeline:
         seed: of everything random.
         train: runs `training.sft` with a list of arguments; by default in a process of its own, as
             a user would.
-
-    Attributes:
-        times: seconds of each stage that is done.
 
     Raises:
         ValueError: the folder is of a run with another seed or other sizes.
@@ -135,54 +132,15 @@ class Pipeline:
         seed: int = 0,
         train: Callable[[list[str]], Any] = train_in_a_process,
     ) -> None:
-        self.folder = Path(folder)
+        super().__init__(Path(folder), {"seed": seed, "sizes": sizes}, "pipeline.json")
         self.sizes = sizes
         self.seed = seed
         self.train = train
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._claim_folder()
-
-    @property
-    def times(self) -> dict[str, int]:
-        """Seconds of each stage that is done, by its name."""
-        files = sorted((self.folder / "times").glob("*.json"))
-        return {file.stem: json.loads(file.read_text()) for file in files}
 
     @property
     def _compiles(self) -> bool:
         """Whether compiled code pays: on a GPU such small networks wait for their samples."""
         return self.sizes is not SMOKE and DEVICE.type == "cpu"
-
-    def _claim_folder(self) -> None:
-        """Write whose folder it is, or check that it is this run's."""
-        run = {"seed": self.seed, "sizes": self.sizes}
-        path = self.folder / "pipeline.json"
-        if path.exists():
-            before = json.loads(path.read_text())
-            if before != run:
-                raise ValueError(
-                    f"{self.folder} is of a run with {before}, not {run}: name another directory."
-                )
-        durable.write_json(path, run)
-
-    def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
-        """Do a stage, unless its result is there, and add its seconds to those of its name.
-
-        Each has a file of its own, because stages may run beside each other.
-
-        Args:
-            result: a file or directory that appears when it is whole.
-            action: makes the result.
-        """
-        if result.exists():
-            return
-        print(f"== {name}", flush=True)
-        start = time.time()
-        action()
-        seconds = round(time.time() - start) + self.times.get(name, 0)
-        path = self.folder / "times" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        durable.write_json(path, seconds)
 
     def all(self) -> None:
         """Do every stage that is not done yet."""
@@ -316,21 +274,15 @@ class Pipeline:
     def _train_mlp(self, name: str, data_set: str, model: str, recipe: str | None = None) -> None:
         """Train the projector of a model by a recipe, which by default is named as the stage."""
         folder = self.folder / name
-        options = {
-            "--config": RECIPES / f"{recipe or name}.yaml",
-            "--model": self.folder / model,
-            "--data": self._data_set(data_set),
-            "--output_dir": folder,
-            "--seed": self.seed,
+        settings = {
+            "config": RECIPES / f"{recipe or name}.yaml",
+            "model": self.folder / model,
+            "data": self._data_set(data_set),
+            "output_dir": folder,
+            "seed": self.seed,
+            **settings_of_device(),
         }
-        if DEVICE.type != "cpu":  # where the recipes train
-            workers = num_workers(SHARE_OF_CORES)
-            options |= {"--use_cpu": "false", "--dataloader_num_workers": workers}
-        if FAST_DTYPE is torch.float32:  # the recipes are in bf16
-            options |= {"--bf16": "false", "--model_dtype": "float32"}
-        arguments = []
-        for option, value in options.items():
-            arguments += [option, str(value)]
+        arguments = as_arguments(settings)
         self.run(name, folder / "summary.json", functools.partial(self.train, arguments))
 
     def _score_rows(self) -> None:
