@@ -53,6 +53,8 @@ FILES_OF_USERS = (
     "revision.jsonl",
     "distilled.jsonl",
     "set_aside.jsonl",
+    "table.md",
+    "hybrid.png",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 
