@@ -51,6 +51,7 @@ COUNT = 200  # samples of each family that a row is scored on
 TEXT_COUNT = 100  # of those that are put into words
 ANSWERING = {"engine": "transformers", "batch-size": 50, "max-new-tokens": 160}
 DTYPE = str(FAST_DTYPE).removeprefix("torch.")
+TEMPERATURE = 1.2  # of GRPO: at 1 the completions of most groups are alike, and teach nothing
 SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
 
 
@@ -197,6 +198,7 @@ class Hybrid(Stages):
             "data": self._data("hybrid_questions"),
             "output_dir": folder,
             "max_steps": self.sizes["grpo"],
+            "temperature": TEMPERATURE,
             "seed": seed,
             **changes,
         }
