@@ -59,6 +59,8 @@ FILES_OF_USERS = (
     "test.jsonl",
     "blank.jsonl",
     "score.json",
+    "table.md",
+    "hybrid.png",
 )
 FOLDERS_OF_RUNS = ("runs", "build", "dist")
 

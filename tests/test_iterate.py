@@ -317,6 +317,7 @@ def test_a_server_without_the_reward_model_is_refused(tmp_path):
 BAD_RECIPES = [
     ({"thresholds": [2]}, r"thresholds \[2\] and learning_rates"),
     ({"thresholds": [2, 6]}, "6 is no rating"),
+    ({"steps": [3]}, r"steps \[3\]: expected one number for each of 2"),
     ({"colour": "red"}, "unknown key 'colour'"),
     ({"data": ["/nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
 ]

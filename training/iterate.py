@@ -49,8 +49,10 @@ class IterationRecipe:
         data: JSONL files of conversations, with a `solution` or a box in the last answer.
         output_dir: of all iterations.
         sft: recipe of the trainings, but for model, data, output_dir and learning rate.
-        thresholds: τ_t, one for each iteration.
+        thresholds: τ_t, one for each iteration; with None no rating counts, and D_t is the errors
+            alone.
         learning_rates: one for each iteration.
+        steps: of the training of each iteration, in optimizer steps; by default an epoch of D_t.
         reward: see training/raters.py.
         answers: arguments of serving.offline, by which M_{t−1} answers.
         launch: what starts a Python module; `accelerate launch …  -m` for several GPUs.
@@ -65,13 +67,14 @@ class IterationRecipe:
     output_dir: str
     sft: str
     reward: dict[str, Any]
-    thresholds: list[float] = dataclasses.field(default_factory=lambda: [2.0, 3.0, 4.0, 5.0])
+    thresholds: list[float | None] = dataclasses.field(default_factory=lambda: [2.0, 3.0, 4.0, 5.0])
     learning_rates: list[float] = dataclasses.field(
         default_factory=lambda: [1e-4, 2e-5, 2e-5, 2e-5]
     )
     answers: list[str] = dataclasses.field(default_factory=list)
     launch: list[str] = dataclasses.field(default_factory=lambda: [sys.executable, "-m"])
     image_root: str | None = None
+    steps: list[int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.learning_rates) or not self.thresholds:
@@ -79,9 +82,14 @@ class IterationRecipe:
                 f"thresholds {self.thresholds} and learning_rates {self.learning_rates}: expected "
                 "one of each for every iteration."
             )
-        outside = [value for value in self.thresholds if not 0 <= value <= 5]
-        if outside:
-            raise ValueError(f"thresholds: {outside[0]} is no rating; expected 0 to 5.")
+        for value in self.thresholds:
+            if value is not None and not 0 <= value <= 5:
+                raise ValueError(f"thresholds: {value} is no rating; expected 0 to 5.")
+        if self.steps is not None and len(self.steps) != len(self.thresholds):
+            raise ValueError(
+                f"steps {self.steps}: expected one number for each of {len(self.thresholds)} "
+                "iterations, or none for an epoch each."
+            )
         self.reward_settings = RewardSettings(**self.reward)
 
 
@@ -178,12 +186,13 @@ class Iterations:
         entries, chosen = [], []
         with Judge() as judge:
             for place, sample in enumerate(self.samples):
+                is_rated_high = threshold is not None and ratings[place] >= threshold
                 # Without its thinking; of one that was never closed nothing is left.
                 verdict = judge.judge(sample.rated.right, answers[str(place)]["answer"])
                 entry = {
                     "number": place,
                     "rating": ratings[place],
-                    "is_rated_high": ratings[place] >= threshold,
+                    "is_rated_high": is_rated_high,
                     "is_error": not verdict.is_right,
                     "said": verdict.answer,
                     "reason": verdict.reason,
@@ -214,6 +223,8 @@ class Iterations:
             "--output_dir": folder / "sft",
             "--learning_rate": self.recipe.learning_rates[number - 1],
         }
+        if self.recipe.steps is not None:
+            options["--max_steps"] = self.recipe.steps[number - 1]
         line = [*self.recipe.launch, "training.sft"]
         for name, value in options.items():
             line += [name, str(value)]

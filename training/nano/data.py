@@ -11,9 +11,12 @@ There is one set for each stage of the report, in its answers' style:
 - `alignment`: questions as users ask them, answered as the reasoning model does;
 - `further`: the same of families that the shipped checkpoint was not taught;
 - `rechecked`: questions of all families, with thinking that checks itself any number of times;
-- `distillation`: fresh questions of all families, of which chains are distilled.
+- `distillation`: fresh questions of all families, of which chains are distilled;
+- `hybrid`: all families, for the iterations of SFT: some answers are about another picture, and
+  some that are right have no box, so that a reward model has something to tell apart;
+- `hybrid_questions`: all families, for GRPO.
 
-Each line says its family.
+Each line says its family, and the right answer as its `solution`.
 """
 
 from __future__ import annotations
@@ -52,11 +55,17 @@ class StageShares(NamedTuple):
         descriptions: share of descriptions.
         wrong: share of wrong answers.
         families: what else is asked, each as often.
+        mistaken: share of answers, with their thinking, about another picture.
+        unboxed: share of right answers that have no box.
+        further: share of the other samples that are of `samples.FURTHER_FAMILIES`.
     """
 
     descriptions: float
     wrong: float
     families: Mapping[str, samples.Family] = samples.FAMILIES
+    mistaken: float = 0.0
+    unboxed: float = 0.0
+    further: float = 0.0
 
 
 STAGES = {
@@ -67,8 +76,17 @@ STAGES = {
     "further": StageShares(0.0, 0.0, samples.FURTHER_FAMILIES),
     "rechecked": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
     "distillation": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
+    "hybrid": StageShares(0.0, 0.0, mistaken=0.2, unboxed=0.1, further=0.6),
+    "hybrid_questions": StageShares(0.0, 0.0, further=0.6),
 }
-THINKING_STAGES = ("alignment", "further", "rechecked", "distillation")
+THINKING_STAGES = (
+    "alignment",
+    "further",
+    "rechecked",
+    "distillation",
+    "hybrid",
+    "hybrid_questions",
+)
 DESCRIPTION = "description"
 
 
@@ -79,27 +97,50 @@ class DrawnSample(NamedTuple):
         sample: the question with its pictures.
         family: of `samples.ALL_FAMILIES`, or DESCRIPTION.
         is_wrong: whether its answer is wrong on purpose.
+        solution: the right answer.
+        is_boxed: whether its answer is in a box.
     """
 
     sample: samples.Sample
     family: str
     is_wrong: bool
+    solution: str
+    is_boxed: bool = True
 
 
 def random_sample(rng: np.random.Generator, stage: str) -> DrawnSample:
     """A sample of a stage."""
     shares = STAGES[stage]
+    families = shares.families
+    # Where a share is 0 no number is drawn for it: the data of the older stages stay as they are
+    if shares.further and rng.random() < shares.further:
+        families = samples.FURTHER_FAMILIES
     if rng.random() < shares.descriptions:
         family = DESCRIPTION
         sample = samples.description(rng)
     else:
-        names = list(shares.families)
+        names = list(families)
         family = names[rng.integers(len(names))]
-        sample = shares.families[family](rng, wordings=True)
+        if shares.mistaken and rng.random() < shares.mistaken:
+            return mistaken_sample(rng, family)
+        sample = families[family](rng, wordings=True)
+    solution = sample.answer
     if rng.random() < shares.wrong:
         sample.answer = wrong_answer(rng, sample)
-        return DrawnSample(sample, family, True)
-    return DrawnSample(sample, family, False)
+        return DrawnSample(sample, family, True, solution)
+    is_boxed = not (shares.unboxed and rng.random() < shares.unboxed)
+    return DrawnSample(sample, family, False, solution, is_boxed)
+
+
+def mistaken_sample(rng: np.random.Generator, family: str) -> DrawnSample:
+    """A sample whose thinking and answer are about another picture, to the same question."""
+    draw_sample = samples.ALL_FAMILIES[family]
+    other = draw_sample(rng)
+    shown = draw_sample(rng)
+    while shown.question != other.question or shown.answer == other.answer:
+        shown = draw_sample(rng)
+    sample = dataclasses.replace(shown, thinking=other.thinking, answer=other.answer)
+    return DrawnSample(sample, family, True, shown.answer)
 
 
 def wrong_answer(rng: np.random.Generator, sample: samples.Sample) -> str:
@@ -121,12 +162,13 @@ def _answers_like(rng: np.random.Generator, answer: str) -> Sequence[str]:
     return [samples.description(rng).answer for _ in range(3)]
 
 
-def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[str, Any]:
+def row_of(drawn: DrawnSample, stage: str, image_names: list[str]) -> dict[str, Any]:
     """A sample as a line of a training set has it.
 
     Args:
         image_names: file names of the sample's images.
     """
+    sample = drawn.sample
     question = "<image>\n" * len(image_names) + sample.question
     if stage == "init_3":
         question += STEP_BY_STEP
@@ -135,6 +177,8 @@ def row_of(sample: samples.Sample, stage: str, image_names: list[str]) -> dict[s
         answer = samples.stepwise(sample)
     elif stage in THINKING_STAGES:
         answer = samples.reasoned(sample)
+    if not drawn.is_boxed:
+        answer = f"{sample.thinking}\n</think>\n\nAnswer: {sample.answer}"
     image: str | list[str] = image_names
     if len(image_names) == 1:
         image = image_names[0]
@@ -180,11 +224,12 @@ def _drawn_row(stage: str, folder: Path, seed: int, number: int) -> dict[str, An
         "family": drawn.family,
         "wrong": drawn.is_wrong,
         "difficulty": difficulty_of(drawn.sample),
+        "solution": drawn.solution,
     }
-    told = drawn.sample
     if stage == "rechecked":
-        told = dataclasses.replace(told, thinking=rechecked(rng, told))
-    return {**facts, **row_of(told, stage, names)}
+        told = dataclasses.replace(drawn.sample, thinking=rechecked(rng, drawn.sample))
+        drawn = drawn._replace(sample=told)
+    return {**facts, **row_of(drawn, stage, names)}
 
 
 def _save_images(sample: samples.Sample, folder: Path, prefix: str) -> list[str]:

@@ -312,7 +312,7 @@ def train(
     lr: float = 1e-3,
     batch_size: int = 256,
     save_every: int = 250,
-    compile_encoder: bool = True,
+    compile_encoder: bool = DEVICE.type == "cpu",
 ) -> None:
     """Train up to `steps`, from where the folder's training stands, and write the checkpoint.
 
@@ -323,7 +323,8 @@ def train(
         lr: the largest learning rate.
         batch_size: tiles of a step.
         save_every: steps between two savings of the progress.
-        compile_encoder: whether torch.compile makes the encoder faster.
+        compile_encoder: whether torch.compile makes the encoder faster; by default on a CPU alone,
+            since on a GPU so small a network waits for its samples.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)

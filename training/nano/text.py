@@ -264,7 +264,7 @@ def train(
     start: Path | None = None,
     lr: float | None = None,
     batch_size: int = 64,
-    compile_layers: bool = True,
+    compile_layers: bool = DEVICE.type == "cpu",
 ) -> None:
     """Train a language model and write its checkpoint.
 
@@ -276,7 +276,8 @@ def train(
         start: the checkpoint to begin with, which all but the base need.
         lr: the largest learning rate; by default that of the base or of a child.
         batch_size: rows of a step.
-        compile_layers: whether torch.compile makes the decoder layers faster.
+        compile_layers: whether torch.compile makes the decoder layers faster; by default on a CPU
+            alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)

@@ -1,0 +1,378 @@
+"""The report's hybrid optimization at nano scale: iterations of SFT, then GRPO, with controls.
+
+    python -m training.nano.hybrid runs/nano                     # every row, with seed 0
+    python -m training.nano.hybrid runs/nano --only aligned iteration_4 grpo --seeds 0 1 2
+    python -m training.nano.hybrid runs/nano --count 500         # scored on more samples
+
+It starts from what `training.nano.pipeline` left in the folder: the model right after the swap and
+the one after stage 1. Only the projector trains, but in the row with LoRA. Everything is in
+`runs/nano/hybrid`; what is there already is kept, and an interrupted training goes on from its last
+checkpoint. Rows that were scored on another number of samples are scored again.
+
+    data                     a pool with wrong answers for the iterations, questions for GRPO
+    seed_N/iterations        four iterations of SFT (training.iterate); seed_N/grpo: GRPO after them
+    seed_N/everything_T      control: as many steps on the whole pool, whatever its ratings
+    seed_N/errors            control: as many steps on the model's errors alone, without ratings
+    seed_N/grpo_buffer       GRPO with R1V2's selective sample buffer
+    seed_N/grpo_lora         GRPO that trains LoRA on the language model as well
+    results.json             every row that is scored; table.md and hybrid.png: the same to look at
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+import durable
+from tasks import samples
+from training.nano import data, hybrid_table
+from training.nano.loop import FAST_DTYPE
+from training.nano.stages import (
+    RECIPES,
+    StageFolder,
+    as_arguments,
+    run_module,
+    settings_of_device,
+)
+
+ITERATIONS = 4
+# Samples of the data, steps of GRPO of 32 completions, and groups that its buffer keeps.
+FULL = {"pool": 1200, "questions": 1000, "grpo": 60, "buffer": 16}
+# A few steps of each, for tests.
+SMOKE = {"pool": 8, "questions": 8, "grpo": 1, "buffer": 2}
+# Completions to a question, and of a step, in such a run.
+SMALL_GRPO = {"num_generations": 2, "per_device_train_batch_size": 4, "save_steps": 1}
+COUNT = 200  # samples of each family that a row is scored on
+TEXT_COUNT = 100  # of those that are put into words
+ANSWERING = {"engine": "transformers", "batch-size": 50, "max-new-tokens": 160}
+DTYPE = str(FAST_DTYPE).removeprefix("torch.")
+TEMPERATURE = 1.2  # of GRPO: at 1 the completions of most groups are alike, and teach nothing
+SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
+
+
+class Hybrid(StageFolder):
+    """The models of the table; each is trained unless it is there.
+
+    Args:
+        start: the folder of `training.nano.pipeline`.
+        sizes: FULL or SMOKE.
+        run_module: runs a command of this package with a list of arguments; by default in a process
+            of its own, as a user would.
+
+    Raises:
+        FileNotFoundError: there is no model to start from.
+        ValueError: the folder is of a run with other sizes.
+    """
+
+    def __init__(
+        self,
+        start: Path,
+        sizes: dict[str, int],
+        run_module: Callable[[str, list[str]], Any] = run_module,
+    ) -> None:
+        self.start = start
+        self.sizes = sizes
+        self.run_module = run_module
+        for model in (self.swapped(0), self.aligned(0)):
+            if not (model / "config.json").is_file():
+                raise FileNotFoundError(
+                    f"{model} is no model: run `python -m training.nano.pipeline {start}` first."
+                )
+        super().__init__(start / "hybrid", {"sizes": sizes})
+
+    # -- the models of the rows --------------------------------------------------------------------
+
+    def swapped(self, seed: int) -> Path:
+        """The model right after the swap; the same for all seeds."""
+        return self.start / "swapped"
+
+    def aligned(self, seed: int) -> Path:
+        """The model after stage 1, M_0; the same for all seeds."""
+        return self.start / "final"
+
+    def iteration(self, seed: int, number: int = ITERATIONS) -> Path:
+        """M_t after an iteration of SFT.
+
+        Args:
+            number: t, from 1.
+        """
+        return self._iterate("iterations", seed, {}) / f"iteration_{number}" / "sft" / "model"
+
+    def grpo(self, seed: int) -> Path:
+        """The model after the last iteration and GRPO."""
+        return self._train_grpo("grpo", seed, {})
+
+    def grpo_buffer(self, seed: int) -> Path:
+        """The same with the selective sample buffer."""
+        return self._train_grpo("grpo_buffer", seed, {"sample_buffer": self.sizes["buffer"]})
+
+    def grpo_lora(self, seed: int) -> Path:
+        """The same with LoRA on the language model beside the projector."""
+        return self._train_grpo("grpo_lora", seed, {"train": ["mlp1", "lora"]})
+
+    def errors(self, seed: int) -> Path:
+        """Iterations without ratings: on the errors alone, in as many steps."""
+        changes = {"thresholds": [None] * ITERATIONS, "steps": self._steps(seed)}
+        return self._iterate("errors", seed, changes) / f"iteration_{ITERATIONS}" / "sft" / "model"
+
+    def everything(self, seed: int) -> Path:
+        """SFT on the whole pool, with the steps and learning rates of the iterations."""
+        model = self.aligned(seed)
+        rates = _recipe("iterate")["learning_rates"]
+        for number, steps in enumerate(self._steps(seed), start=1):
+            folder = self._folder(seed) / f"everything_{number}"
+            settings = {
+                "config": RECIPES / "iteration.yaml",
+                "model": model,
+                "data": self._data("hybrid"),
+                "output_dir": folder,
+                "learning_rate": rates[number - 1],
+                "max_steps": steps,
+                "seed": seed + SEED_OF_PART * number,
+                **settings_of_device(),
+            }
+            self._run_module(
+                f"everything {number} of seed {seed}", folder, "training.sft", settings
+            )
+            model = folder / "model"
+        return model
+
+    # -- what they do ------------------------------------------------------------------------------
+
+    def _folder(self, seed: int) -> Path:
+        return self.folder / f"seed_{seed}"
+
+    def _data(self, stage: str) -> Path:
+        """A data set, which is the same for all seeds."""
+        path = self.folder / "data" / f"{stage}.jsonl"
+        count = self.sizes["pool" if stage == "hybrid" else "questions"]
+        self.run(f"data {stage}", path, functools.partial(data.write, stage, path.parent, count))
+        return path
+
+    def _iterate(self, name: str, seed: int, changes: Mapping[str, Any]) -> Path:
+        """Run training.iterate; returns its folder.
+
+        Args:
+            changes: of its recipe.
+        """
+        folder = self._folder(seed) / name
+        sft = self._folder(seed) / "iteration.yaml"
+        recipe = self._folder(seed) / f"{name}.yaml"
+        content = {
+            **_recipe("iterate"),
+            "model": str(self.aligned(seed)),
+            "data": [str(self._data("hybrid"))],
+            "output_dir": str(folder),
+            "sft": str(sft),
+            "answers": as_arguments({**ANSWERING, "dtype": DTYPE}),
+            **changes,
+        }
+        self._folder(seed).mkdir(exist_ok=True)
+        _write_yaml(sft, {**_recipe("iteration"), "seed": seed, **settings_of_device()})
+        _write_yaml(recipe, content)
+        last = folder / f"iteration_{ITERATIONS}" / "sft" / "summary.json"
+        action = functools.partial(self.run_module, "training.iterate", ["--config", str(recipe)])
+        self.run(f"{name} of seed {seed}", last, action)
+        return folder
+
+    def _steps(self, seed: int) -> list[int]:
+        """The optimizer steps that each iteration took."""
+        folder = self._iterate("iterations", seed, {})
+        steps = []
+        for number in range(1, ITERATIONS + 1):
+            summary = durable.read_json(folder / f"iteration_{number}" / "sft" / "summary.json")
+            steps.append(summary["steps"])
+        return steps
+
+    def _train_grpo(self, name: str, seed: int, changes: Mapping[str, Any]) -> Path:
+        """Run training.grpo on the last iteration's model; returns the model that it leaves."""
+        folder = self._folder(seed) / name
+        settings: dict[str, Any] = {
+            "config": RECIPES / "grpo.yaml",
+            "model": self.iteration(seed),
+            "data": self._data("hybrid_questions"),
+            "output_dir": folder,
+            "max_steps": self.sizes["grpo"],
+            "temperature": TEMPERATURE,
+            "seed": seed,
+            **changes,
+        }
+        # Its recipe is in float32
+        settings |= {key: value for key, value in settings_of_device().items() if key == "use_cpu"}
+        if self.sizes is SMOKE:
+            settings |= SMALL_GRPO
+        self._run_module(f"{name} of seed {seed}", folder, "training.grpo", settings)
+        return folder / "model"
+
+    def _run_module(
+        self, name: str, folder: Path, module: str, settings: Mapping[str, Any]
+    ) -> None:
+        """Run a training, unless its summary says that it is done."""
+        action = functools.partial(self.run_module, module, as_arguments(settings))
+        self.run(name, folder / "summary.json", action)
+
+    # -- the scores --------------------------------------------------------------------------------
+
+    def results(self) -> dict[str, Any]:
+        """What is scored so far: {"machine": …, "rows": {row: {seed: scores}}}."""
+        found = durable.read_json(self.folder / "results.json")
+        return found or {"machine": _machine(), "rows": {}}
+
+    def score(self, key: str, seed: int, count: int, text_count: int) -> None:
+        """Score a row of ROWS, unless it is scored on as many samples.
+
+        Args:
+            count: samples of each family.
+            text_count: samples of each family that are put into words.
+        """
+        row = ROWS[key]
+        model = row.model(self, seed)
+        results = self.results()
+        scores = results["rows"].setdefault(key, {})
+        if str(seed) in scores and scores[str(seed)]["count"] == count:
+            return
+        print(f"== scores of {row.name}, seed {seed}", flush=True)
+        scores[str(seed)] = score_model(model, count, text_count)
+        results["rows"] = {name: results["rows"][name] for name in ROWS if name in results["rows"]}
+        durable.write_json(self.folder / "results.json", results)
+
+    def write_table(self) -> str:
+        """Write table.md and hybrid.png; returns the table."""
+        rows = self.results()["rows"]
+        names = {key: row.name for key, row in ROWS.items()}
+        text = hybrid_table.table(rows, names) + "\n\n" + hybrid_table.targets_text(rows)
+        durable.write_text(self.folder / "table.md", text + "\n")
+        hybrid_table.plot(rows, names, self.folder / "hybrid.png")
+        return text
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: what it says.
+        model: the folder of its model, which is trained where it is not there.
+        has_seeds: whether another seed gives another model.
+    """
+
+    name: str
+    model: Callable[[Hybrid, int], Path]
+    has_seeds: bool = True
+
+
+def _iteration_row(number: int) -> Row:
+    return Row(f"iteration {number}", functools.partial(Hybrid.iteration, number=number))
+
+
+ROWS = {
+    "swapped": Row("right after the swap", Hybrid.swapped, False),
+    "aligned": Row("stage 1: alignment SFT", Hybrid.aligned, False),
+    **{f"iteration_{number}": _iteration_row(number) for number in range(1, ITERATIONS + 1)},
+    "grpo": Row("GRPO", Hybrid.grpo),
+    "everything": Row("control: SFT on everything, as many steps", Hybrid.everything),
+    "errors": Row("control: iterations without ratings, as many steps", Hybrid.errors),
+    "grpo_buffer": Row("GRPO with the sample buffer", Hybrid.grpo_buffer),
+    "grpo_lora": Row("GRPO with LoRA on the language model", Hybrid.grpo_lora),
+}
+
+
+def score_model(model: Path, count: int, text_count: int) -> dict[str, Any]:
+    """What a row of results.json has of a model.
+
+    Args:
+        model: its folder.
+        count: samples of each family.
+        text_count: samples of each family that are put into words.
+
+    Returns:
+        "count"; "families": of each family right, total and interval; "text": the same of families
+        in words; "format": [answers in the form of one, all answers]; "seconds".
+    """
+    # Nothing else here needs EvalScope.
+    from evaluation import nano as evaluation
+    from evaluation.families import FamilySet
+    from evaluation.local import load
+    from training.rewards import has_format
+
+    begun = time.time()
+    families = FamilySet(count, families=list(samples.ALL_FAMILIES))
+    loaded, tokenizer = load(str(model), DTYPE)
+    with evaluation.folder(None) as out:
+        results = evaluation.score(loaded, tokenizer, families, out, batch_size=100)
+    formed = sum(has_format(answer.text) for answer in results.answers.values())
+    return {
+        "count": count,
+        "families": evaluation.shares(results),
+        "text": evaluation.evaluate(str(model), text_count, text=True),
+        "format": [formed, len(results.answers)],
+        "seconds": round(time.time() - begun),
+    }
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+    }
+
+
+def _recipe(name: str) -> dict[str, Any]:
+    """The content of a nano recipe."""
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    durable.write_text(path, yaml.safe_dump(dict(content), sort_keys=False))
+
+
+def score_rows(
+    hybrid: Hybrid, keys: Sequence[str], seeds: Sequence[int], count: int, text_count: int
+) -> None:
+    """Train and score rows, all of a seed before the next; each table has what is there."""
+    for seed in seeds:
+        for key in keys:
+            if ROWS[key].has_seeds or seed == seeds[0]:
+                hybrid.score(key, seed, count, text_count)
+                hybrid.write_table()
+
+
+def main() -> None:
+    """Train and score the rows that the command line names, and print the table and the times."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the directory of training.nano.pipeline")
+    parser.add_argument("--only", choices=ROWS, nargs="+", default=list(ROWS), help="these rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the trainings")
+    parser.add_argument(
+        "--count", type=int, default=COUNT, help="samples of each family that rows are scored on"
+    )
+    parser.add_argument(
+        "--text-count", type=int, default=TEXT_COUNT, help="samples that are put into words"
+    )
+    parser.add_argument("--smoke", action="store_true", help="do a few steps of every stage")
+    arguments = parser.parse_args()
+    sizes = SMOKE if arguments.smoke else FULL
+    try:
+        hybrid = Hybrid(arguments.folder, sizes)
+        score_rows(hybrid, arguments.only, arguments.seeds, arguments.count, arguments.text_count)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+    print(hybrid.write_table())
+    times = hybrid.times
+    seconds = ", ".join(f"{name} {value} s" for name, value in times.items())
+    print(f"\n{sum(times.values()) / 60:.0f} minutes of training: {seconds}")
+
+
+if __name__ == "__main__":
+    main()
