@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -397,9 +397,22 @@ TEXT_SHARES: dict[Family, float] = {
 }
 
 
-def text_sample(rng: np.random.Generator) -> Sample:
-    """A sample of any kind, its pictures put into words."""
-    kinds = list(TEXT_SHARES)
-    kind = kinds[rng.choice(len(kinds), p=list(TEXT_SHARES.values()))]
+# Half of them about colours: to find a shape's colour in a list, which precedes it, is learned last.
+COLOUR_SHARES: dict[Family, float] = {
+    **{family: share / 2 for family, share in TEXT_SHARES.items()},
+    colours: 0.5 + TEXT_SHARES[colours] / 2,
+}
+
+
+def text_sample(
+    rng: np.random.Generator, shares: Mapping[Family, float] = TEXT_SHARES
+) -> Sample:
+    """A sample of any kind, its pictures put into words.
+
+    Args:
+        shares: how often each kind occurs.
+    """
+    kinds = list(shares)
+    kind = kinds[rng.choice(len(kinds), p=list(shares.values()))]
     sample = kind(rng, wordings=True)
     return dataclasses.replace(sample, question=described(rng, sample))

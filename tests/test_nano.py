@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from answers.extraction import last_box
 from evaluation import families, local
@@ -25,15 +25,15 @@ from tasks import charts, coloured, colours, draw, hard, samples, words
 from tasks.drawing import LABELS, Mark, font_paths, label_cells, luminance
 from tests import checkpoints
 from training import sft
-from training.nano import data, encoder, pipeline, rechecking, stages, tokenizer
+from training.nano import data, encoder, pipeline, projector, rechecking, stages, tokenizer
 from training.nano import text as nano_text
 from training.nano.encoder import (
     DRAWN_SHARES,
-    Heads,
     TileBatch,
     group_patches,
     is_accepted,
     normalize,
+    word_loss,
 )
 
 split_thinking = conversation.split_thinking
@@ -305,7 +305,6 @@ def test_which_shape_is_the_largest(areas, largest):
 
 def test_all_words_that_are_right_share_a_loss():
     """An even spread over the right words costs nothing; a wrong word does."""
-    heads = Heads(8)
     accepted = torch.zeros(1, 16, len(words.WORDS), dtype=torch.bool)
     accepted[..., [3, 4, 5]] = True
     labels = torch.zeros(1, 16, 16, dtype=torch.long)
@@ -315,7 +314,7 @@ def test_all_words_that_are_right_share_a_loss():
     for name, chosen in {"one": [3], "even": [3, 4, 5], "wrong": [6]}.items():
         logits = torch.full((1, 16, len(words.WORDS)), -30.0)
         logits[..., chosen] = 0.0
-        losses[name] = heads.word_loss(logits, batch).item()
+        losses[name] = word_loss(logits, batch, torch.ones(len(words.WORDS))).item()
         assert is_accepted(logits, accepted).all() == (name != "wrong")
     assert losses["one"] == pytest.approx(0, abs=1e-4)
     assert losses["even"] == pytest.approx(0, abs=1e-4)
@@ -561,6 +560,8 @@ def test_the_replica_runs_from_end_to_end(smoke_run):
     assert {
         "encoder",
         "base",
+        "reasoning_2",
+        "words",
         "mlp_init_3",
         "swapped",
         "alignment_sft",
@@ -578,7 +579,7 @@ def test_what_was_frozen_stays_frozen_over_all_stages(smoke_run):
     """
     aligned = load_file(smoke_run.folder / "final" / "model.safetensors")
     vision = load_file(smoke_run.folder / "encoder" / "model.safetensors")
-    child = load_file(smoke_run.folder / "reasoning" / "model.safetensors")
+    child = load_file(smoke_run.folder / pipeline.REASONING / "model.safetensors")
     for prefix, parts in (("vision_model.", vision), ("language_model.", child)):
         for name, tensor in parts.items():
             ours = aligned[prefix + name]
@@ -588,13 +589,54 @@ def test_what_was_frozen_stays_frozen_over_all_stages(smoke_run):
     assert not torch.equal(first["mlp1.1.weight"], aligned["mlp1.1.weight"])
 
 
+def test_children_keep_the_tokens_of_what_they_go_on_from(smoke_run, tmp_path):
+    """Other versions of tokenizers learn other merges of the same texts."""
+    base = json.loads((smoke_run.folder / "base" / "tokenizer.json").read_text())
+    vocabulary = base["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary["Ġotherwise"] = vocabulary.pop(last)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(base))
+    for name in ("reasoning", "rechecking", "instruct"):
+        tokenizer.write(tmp_path / name, for_qwen=name == "instruct", start=tmp_path)
+        child = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        assert child["model"] == base["model"]
+
+
+def test_the_projector_learns_the_words_of_tokens(smoke_run):
+    """What it gives comes near to the embeddings; nothing else of the model has a gradient."""
+    embeddings = torch.randn(len(words.WORDS), 8, generator=torch.Generator().manual_seed(0))
+    accepted = torch.zeros(1, 16, len(words.WORDS), dtype=torch.bool)
+    accepted[..., [3, 4]] = True
+    labels = torch.zeros(1, 16, 16, dtype=torch.long)
+    pixels = torch.zeros(1, 112, 112, 3, dtype=torch.uint8)
+    batch = TileBatch(pixels, labels, labels, torch.full((1, 16), 3), accepted)
+    losses = {}
+    for word in (3, 4, 5):
+        tokens = embeddings[word].expand(1, 16, -1)
+        loss, figures = projector.loss_of(tokens, embeddings, batch)
+        losses[word] = loss.item()
+        assert figures["tiles"] == (word != 5)
+    assert losses[3] < 0.05 and losses[4] < 0.05 and losses[5] > 1
+    taught = load_file(smoke_run.folder / "taught" / "model.safetensors")
+    start = load_file(smoke_run.folder / "substitute" / "model.safetensors")
+    changed = {name for name, tensor in start.items() if not torch.equal(taught[name], tensor)}
+    assert changed and all(name.startswith("mlp1.") for name in changed)
+
+
+def test_words_of_a_stranger_are_refused(nano_model):
+    """A tokenizer that cuts the words does not fit the stage."""
+    stranger = AutoTokenizer.from_pretrained(checkpoints.ROOT)
+    with pytest.raises(ValueError, match="expected one, as in the tokenizer"):
+        projector.embeddings_of_words(nano_model, stranger)
+
+
 def test_logits_on_text_are_those_of_the_child_alone(smoke_run):
     """The report's transfer loses nothing of the language model.
 
     The same layers run on the same shapes, so the logits are the same in every bit.
     """
     child = AutoModelForCausalLM.from_pretrained(
-        smoke_run.folder / "reasoning", dtype=torch.float32
+        smoke_run.folder / pipeline.REASONING, dtype=torch.float32
     ).eval()
     aligned = AutoModelForImageTextToText.from_pretrained(
         smoke_run.folder / "final", torch_dtype=torch.float32, trust_remote_code=True
@@ -620,7 +662,9 @@ def test_an_encoder_goes_on_where_it_stopped(tmp_path):
     encoder.train(tmp_path, steps=2, seed=0, batch_size=8, compile_encoder=False)
     encoder.train(tmp_path, steps=3, seed=0, batch_size=8, compile_encoder=False)
     shares = encoder.score(tmp_path, 3)
-    assert shares.keys() == {"calculation", "shapes", "chart"}
+    assert shares.keys() == {
+        "calculation", "long_calculation", "shapes", "crowd", "coloured", "chart",
+    }  # fmt: skip
     assert all(0 <= share <= 1 for kind in shares.values() for share in kind.values())
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert steps == [2, 3] and json.loads((tmp_path / "training" / "step.json").read_text()) == 3

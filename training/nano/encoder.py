@@ -228,7 +228,7 @@ class Heads(nn.Module):
         centred_loss = self._dense_loss(cells[1], batch.centred, self.dense_weights[1])
         dense_loss = covering_loss + centred_loss
         logits = self.read(patches)
-        word_loss = self.word_loss(logits, batch)
+        loss_of_words = word_loss(logits, batch, self.word_weights)
         is_shown = batch.words != 0
         is_right = is_accepted(logits, batch.accepted)
         is_centred_right = cells[1].argmax(-1) == batch.centred
@@ -237,21 +237,27 @@ class Heads(nn.Module):
             "words": is_right[is_shown].float().mean(),
             "tiles": is_right.all(dim=1)[is_shown.any(dim=1)].float().mean(),
             "dense_loss": dense_loss,
-            "word_loss": word_loss,
+            "word_loss": loss_of_words,
         }
-        return dense_loss + word_loss, figures
-
-    def word_loss(self, logits: torch.Tensor, batch: TileBatch) -> torch.Tensor:
-        """Cross entropy in which the probabilities of all accepted words count together."""
-        of_all = logits.logsumexp(dim=-1)
-        of_accepted = logits.masked_fill(~batch.accepted, -torch.inf).logsumexp(dim=-1)
-        weights = self.word_weights[batch.words]
-        return (weights * (of_all - of_accepted)).sum() / weights.sum()
+        return dense_loss + loss_of_words, figures
 
     def _dense_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         return F.cross_entropy(logits.flatten(0, 2), labels.flatten(), weights)
+
+
+def word_loss(logits: torch.Tensor, batch: TileBatch, word_weights: torch.Tensor) -> torch.Tensor:
+    """Cross entropy in which the probabilities of all accepted words count together.
+
+    Args:
+        logits: (tiles, tokens, words).
+        word_weights: how much each word counts.
+    """
+    of_all = logits.logsumexp(dim=-1)
+    of_accepted = logits.masked_fill(~batch.accepted, -torch.inf).logsumexp(dim=-1)
+    weights = word_weights[batch.words]
+    return (weights * (of_all - of_accepted)).sum() / weights.sum()
 
 
 def is_accepted(logits: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:

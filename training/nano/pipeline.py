@@ -9,11 +9,14 @@ own; what is there already is kept, and an interrupted stage of TRL's goes on fr
 checkpoint:
 
     encoder          vision encoder, with throw-away heads, then frozen
-    base             text model; instruct, reasoning and rechecking: its children, text only
+    base             text model; instruct, reasoning and rechecking: its children, text only;
+                     reasoning_2: the second of them, more of it about colours
     substitute       assembly: encoder + new mlp1 + instruct
+    words            only mlp1 trains: it learns the words of visual tokens; taught: the substitute
+                     with it
     mlp_init_1 … 3   only mlp1 trains, against the frozen instruct child; the second on what a
                      judge selected
-    swapped          re-assembly: the same encoder and mlp1 + reasoning
+    swapped          re-assembly: the same encoder and mlp1 + reasoning_2
     alignment_sft    only mlp1 trains, against the frozen reasoning child; final: the result as a
                      repository
     control          mlp1 trained against the reasoning child from nothing, on the data and the
@@ -36,7 +39,7 @@ import torch
 
 import durable
 from training import select
-from training.nano import code, data, encoder, text
+from training.nano import code, data, encoder, projector, text
 from training.nano.loop import DEVICE, FAST_DTYPE
 from training.nano.stages import ROOT, Stages
 
@@ -47,11 +50,13 @@ FULL = {
     "base": 2400,
     "instruct": 450,
     "reasoning": 1100,
+    "reasoning_2": 250,
     "rechecking": 1100,
-    "init_1": 14_000,
-    "init_2": 4000,
+    "words": 300,
+    "init_1": 3200,
+    "init_2": 2000,
     "init_3": 1000,
-    "alignment": 20_000,
+    "alignment": 10_000,
     "evaluation": 500,
 }
 # A few steps of each, for tests.
@@ -60,7 +65,9 @@ SMOKE = {
     "base": 2,
     "instruct": 2,
     "reasoning": 2,
+    "reasoning_2": 2,
     "rechecking": 2,
+    "words": 2,
     "init_1": 32,
     "init_2": 64,
     "init_3": 32,
@@ -69,6 +76,7 @@ SMOKE = {
 }
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
 SMALL_STEPS = {"batch_size": 8}
+REASONING = "reasoning_2"  # the language model that is swapped in
 DATA_SETS = ("init_1", "init_2", "init_3", "alignment")
 SELECTED_SHARE = 0.5  # of init_2, by the judge
 
@@ -92,7 +100,7 @@ ROWS = (
     Row("right after the swap, nothing trained", "swapped", False),
     Row("after alignment SFT of the MLP", "final", False),
     Row("control: MLP from nothing, same budget", "control/model", False),
-    Row("reasoning child alone, pictures in words", "reasoning", True),
+    Row("reasoning child alone, pictures in words", REASONING, True),
     Row("the same within the aligned model", "final", True),
 )
 
@@ -127,6 +135,7 @@ class Pipeline(Stages):
     def reasoning(self) -> None:
         """The child that thinks first."""
         self._train_text("reasoning", start="base")
+        self._train_text(REASONING, start="reasoning")
 
     def rechecking(self) -> None:
         """The child that checks its thinking again, for adaptive-length distillation."""
@@ -140,7 +149,9 @@ class Pipeline(Stages):
     def transfer(self) -> None:
         """MLP initialisation against the substitute, swap, alignment."""
         self._assemble("substitute", vision="encoder", language_model="instruct")
-        self._train_mlp("mlp_init_1", data_set="init_1", model="substitute")
+        self._teach_words("words", model="substitute")
+        self._assemble("taught", vision="encoder", language_model="instruct", mlp1="words")
+        self._train_mlp("mlp_init_1", data_set="init_1", model="taught")
         self._select_data("init_2", "init_2_selected", judge="mlp_init_1/model")
         self._train_mlp("mlp_init_2", data_set="init_2_selected", model="mlp_init_1/model")
         self._train_mlp("mlp_init_3", data_set="init_3", model="mlp_init_2/model")
@@ -151,7 +162,7 @@ class Pipeline(Stages):
 
     def control(self) -> None:
         """The same reasoning child, with a projector from nothing."""
-        self._assemble("control_start", vision="encoder", language_model="reasoning")
+        self._assemble("control_start", vision="encoder", language_model=REASONING)
         self._train_mlp(
             "control", data_set="alignment", model="control_start", recipe="alignment_sft"
         )
@@ -191,18 +202,31 @@ class Pipeline(Stages):
         )
         self.run(role, folder / "model.safetensors", train)
 
+    def _teach_words(self, name: str, model: str) -> None:
+        """Teach the projector of a model the words of visual tokens."""
+        folder = self.folder / name
+        train = functools.partial(
+            projector.train,
+            folder,
+            self.folder / model,
+            self.sizes[name],
+            self.seed,
+            **(SMALL_STEPS if self.sizes is SMOKE else {}),
+        )
+        self.run(name, folder / "model.safetensors", train)
+
     def _swap(self, name: str, model: str) -> None:
         """A model's vision encoder and projector on the reasoning child."""
-        self._assemble(name, vision=model, language_model="reasoning", mlp1=model)
+        self._assemble(name, vision=model, language_model=REASONING, mlp1=model)
 
     def _assemble(
         self, name: str, vision: str, language_model: str, mlp1: str | None = None
     ) -> None:
         """A repository of parts, each named by its stage; without `mlp1` a new projector."""
-        projector = None
+        mlp1_folder = None
         if mlp1 is not None:
-            projector = self.folder / mlp1
-        self.assemble(name, self.folder / vision, self.folder / language_model, projector)
+            mlp1_folder = self.folder / mlp1
+        self.assemble(name, self.folder / vision, self.folder / language_model, mlp1_folder)
 
     def _data_set(self, name: str) -> Path:
         return self.folder / "data" / f"{name}.jsonl"

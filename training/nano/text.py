@@ -8,7 +8,8 @@ Pictures appear as text only, as transcriptions of their tiles (see `tasks.words
 model ever sees an image. The base continues plain documents that answer in either way. Its children
 speak a chat format. `instruct` has that of Qwen2.5 and answers directly (with reasoning where it is
 asked to think step by step). `reasoning` has that of DeepSeek-R1 and thinks first, unless the
-prompt has closed its thinking; `rechecking` does the same and checks itself any number of times. As
+prompt has closed its thinking; `reasoning_2` goes on from it with texts of which half ask for
+colours; `rechecking` thinks first, too, and checks itself any number of times. As
 with Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to
 each other, which is what lets a projector move from one to the other.
 
@@ -68,11 +69,18 @@ CONFIG = {
     "vocab_size": tokenizer.VOCABULARY_SIZE,
 }
 # Share of the replies that reason first, for each role.
-REASONING_SHARES = {"base": 0.6, "instruct": 0.25, "reasoning": 0.9, "rechecking": 0.9}
+REASONING_SHARES = {
+    "base": 0.6,
+    "instruct": 0.25,
+    "reasoning": 0.9,
+    "reasoning_2": 0.9,
+    "rechecking": 0.9,
+}
 # The conversation template of a child; the base has none.
 TEMPLATES = {
     "instruct": "qwen2.5",
     "reasoning": "skywork-r1v",
+    "reasoning_2": "skywork-r1v",
     "rechecking": "skywork-r1v",
 }
 ROLES = tuple(REASONING_SHARES)
@@ -188,6 +196,9 @@ class Texts(IterableDataset):
         self.role = role
         self.batch_size = batch_size
         self.seed = seed
+        self.shares = samples.TEXT_SHARES
+        if role == "reasoning_2":
+            self.shares = samples.COLOUR_SHARES
         self.tokenizer = Tokenizer.from_file(str(path))
         self.end = token_id(self.tokenizer, control_tokens(role).end)
         self.words = torch.tensor(sorted({self._id_of_word(word) for word in WORDS}))
@@ -209,7 +220,7 @@ class Texts(IterableDataset):
                 yield self.collate(group[start : start + self.batch_size])
 
     def _row(self, rng: np.random.Generator) -> TokenizedExchange:
-        prompt, reply = exchange(rng, self.role, samples.text_sample(rng))
+        prompt, reply = exchange(rng, self.role, samples.text_sample(rng, self.shares))
         prompt_ids = self.tokenizer.encode(prompt).ids
         reply_ids = self.tokenizer.encode(reply, add_special_tokens=False).ids
         return prompt_ids, [*reply_ids, self.end]
@@ -310,9 +321,9 @@ def build(role: str, folder: Path, start: Path | None) -> Qwen2ForCausalLM:
     Args:
         role: one of ROLES.
         folder: gets the tokenizer.
-        start: the checkpoint, or None.
+        start: the checkpoint, whose tokens it keeps, or None.
     """
-    tokenizer.write(folder, for_qwen=role == "instruct")
+    tokenizer.write(folder, for_qwen=role == "instruct", start=start)
     if start is None:
         fields: dict[str, Any] = {**CONFIG, "attn_implementation": attention()}
         return Qwen2ForCausalLM(Qwen2Config(**fields))

@@ -121,15 +121,20 @@ def with_names_of_qwen(serialized: dict[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def write(folder: Path, for_qwen: bool = False) -> None:
+def write(folder: Path, for_qwen: bool = False, start: Path | None = None) -> None:
     """Write tokenizer.json, and the configuration that the root's has.
 
     Args:
         folder: that gets the files.
         for_qwen: whether the control tokens are those of Qwen2.5.
+        start: the model that is trained further, whose tokens are kept; None to learn them. Another
+            version of tokenizers may learn other merges from the same texts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    serialized = build()
+    if start is None:
+        serialized = build()
+    else:
+        serialized = json.loads((start / "tokenizer.json").read_text(encoding="utf-8"))
     config = json.loads((ROOT / "tokenizer_config.json").read_text(encoding="utf-8"))
     config["model_max_length"] = MAX_LENGTH
     if for_qwen:
