@@ -74,8 +74,7 @@ def possible_questions(rng: np.random.Generator, shapes: Sequence[Shape]) -> lis
     if single:
         name = single[rng.integers(len(single))]
         ink = inks[names.index(name)]
-        thinking = f"{list_words(shapes, shape_first=True)} That is {name} {ink}."
-        asked.append((SHAPE_QUESTION.format(name), thinking, ink))
+        asked.append((SHAPE_QUESTION.format(name), f"{listed} The {name} is {ink}.", ink))
     single = [ink for ink in inks if inks.count(ink) == 1]
     if single:
         ink = single[rng.integers(len(single))]
@@ -98,20 +97,9 @@ def _count_question(listed: str, color: str, inks: Sequence[str]) -> Exchange:
     return COUNT_QUESTION.format(color), f"{listed} {number} {verb} {color}.", str(number)
 
 
-def list_words(shapes: Sequence[Shape], shape_first: bool = False) -> str:
-    """The shapes with their colours in words, in their order.
-
-    Args:
-        shape_first: whether each is a "circle red" rather than a "red circle". A small language
-            model finds again what followed a word, and hardly what stood before it or two words
-            later.
-    """
-    parts = []
-    for shape in shapes:
-        part = f"{name_of(shape.ink)} {shape.name}"
-        if shape_first:
-            part = f"{shape.name} {name_of(shape.ink)}"
-        parts.append(part)
+def list_words(shapes: Sequence[Shape]) -> str:
+    """The shapes with their colours in words, in their order."""
+    parts = [f"{name_of(shape.ink)} {shape.name}" for shape in shapes]
     if len(parts) == 1:
         return f"I see {parts[0]}."
     return f"I see {', '.join(parts[:-1])} and {parts[-1]}."

@@ -231,6 +231,19 @@ def bare_calculation(rng: np.random.Generator, wordings: bool = False) -> Sample
     return Sample([], question, thinking, str(result))
 
 
+def colour_of_a_shape(rng: np.random.Generator, wordings: bool = False) -> Sample:
+    """A sample of the colours whose question names a shape that has others beside it.
+
+    Args:
+        wordings: whether it may be asked in other words.
+    """
+    while True:
+        sample = colours(rng, wordings)
+        form, _ = _form_of(sample.drawings[0].question)
+        if form == coloured.SHAPE_QUESTION and len(sample.drawings[0].marks) > 1:
+            return sample
+
+
 FAMILIES: dict[str, Family] = {
     "calculation": calculation,
     "counting": counting,
@@ -397,16 +410,14 @@ TEXT_SHARES: dict[Family, float] = {
 }
 
 
-# Half of them about colours: to find a shape's colour in a list, which precedes it, is learned last.
+# More than half of them about the colour of a shape among others: to look it up is learned last.
 COLOUR_SHARES: dict[Family, float] = {
-    **{family: share / 2 for family, share in TEXT_SHARES.items()},
-    colours: 0.5 + TEXT_SHARES[colours] / 2,
+    **{family: 0.4 * share for family, share in TEXT_SHARES.items()},
+    colour_of_a_shape: 0.6,
 }
 
 
-def text_sample(
-    rng: np.random.Generator, shares: Mapping[Family, float] = TEXT_SHARES
-) -> Sample:
+def text_sample(rng: np.random.Generator, shares: Mapping[Family, float] = TEXT_SHARES) -> Sample:
     """A sample of any kind, its pictures put into words.
 
     Args:
