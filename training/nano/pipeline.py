@@ -227,6 +227,7 @@ class Pipeline(Stages):
         if mlp1 is not None:
             mlp1_folder = self.folder / mlp1
         self.assemble(name, self.folder / vision, self.folder / language_model, mlp1_folder)
+        projector.mark_images(self.folder / name)
 
     def _data_set(self, name: str) -> Path:
         return self.folder / "data" / f"{name}.jsonl"

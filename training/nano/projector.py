@@ -7,6 +7,9 @@ projector learns to give the embedding that the language model has of it. The la
 does not run, so that a step costs a fraction of one of SFT, and the words of rare colours are seen
 often. At 38B the report's first stage, on all data, has this part: there are no words of tokens.
 
+`mark_images` completes it: the tokens around an image get the embeddings of the brackets that stand
+around a transcription in text.
+
 The folder ends up as a checkpoint of a projector, for `training.assemble --mlp1`: config.json and
 model.safetensors (bfloat16), with log.jsonl.
 """
@@ -20,10 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoTokenizer
 
+import durable
 from tasks.words import WORDS, word_text
 from training.nano.encoder import (
     SHARE_OF_CORES,
@@ -45,6 +51,9 @@ from training.nano.loop import (
     step,
 )
 
+EMBEDDINGS = "language_model.model.embed_tokens.weight"
+# The tokens around an image, and how transcriptions are bracketed (`tasks.samples.described`).
+MARKS = {"<img>": "[", "</img>": "]\n"}
 STREAM = 0x3170  # keeps these drawings apart from those of the encoder's training
 SHARPNESS = 10.0  # of the choice between words: the logit of a mean distance between two of them
 
@@ -145,6 +154,32 @@ def train(
         log.update(**figures)
     shutil.copyfile(model_folder / "config.json", folder / "config.json")
     write_weights(Projector(model.mlp1), folder / "model.safetensors", torch.bfloat16)
+
+
+def mark_images(folder: Path) -> None:
+    """Give the tokens around an image the embeddings of the brackets around a transcription.
+
+    The language model has never read these tokens; in text it has learned where pictures begin and
+    end. Nothing else changes.
+
+    Args:
+        folder: of a repository in one file, which is replaced.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    embeddings = weights[EMBEDDINGS].clone()
+    for token, bracket in MARKS.items():
+        (of_bracket,) = tokenizer.encode(bracket, add_special_tokens=False)
+        embeddings[tokenizer.convert_tokens_to_ids(token)] = embeddings[of_bracket]
+    if torch.equal(embeddings, weights[EMBEDDINGS]):
+        return
+    weights[EMBEDDINGS] = embeddings
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    with durable.replacing(path) as temporary:
+        save_file(weights, temporary, metadata=metadata)
+        durable.flush(temporary)
 
 
 def main() -> None:

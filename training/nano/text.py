@@ -8,10 +8,10 @@ Pictures appear as text only, as transcriptions of their tiles (see `tasks.words
 model ever sees an image. The base continues plain documents that answer in either way. Its children
 speak a chat format. `instruct` has that of Qwen2.5 and answers directly (with reasoning where it is
 asked to think step by step). `reasoning` has that of DeepSeek-R1 and thinks first, unless the
-prompt has closed its thinking; `reasoning_2` goes on from it with texts of which half ask for
-colours; `rechecking` thinks first, too, and checks itself any number of times. As
-with Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to
-each other, which is what lets a projector move from one to the other.
+prompt has closed its thinking; `reasoning_2` goes on from it with texts of which most ask for the
+colour of a shape; `rechecking` thinks first, too, and checks itself any number of times. As with
+Qwen2.5-32B-Instruct and DeepSeek-R1-Distill-Qwen-32B, they stay close to the base and so to each
+other, which is what lets a projector move from one to the other.
 
 Embeddings of the words that stand for pictures get noise (NEFTune, arXiv:2310.05914) and are
 sometimes mixed with another word's: a model that has only ever read clear words is easily thrown by
