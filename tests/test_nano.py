@@ -624,13 +624,12 @@ def test_the_projector_learns_the_words_of_tokens(smoke_run):
 
 
 def test_the_tokens_around_an_image_are_the_brackets_of_the_texts(smoke_run):
-    """The language model has read no other marks of a picture; its other rows stay what they are."""
+    """The language model has read no other marks of a picture."""
     folder = smoke_run.folder / "final"
     text_tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     rows = load_file(folder / "model.safetensors")[projector.EMBEDDINGS]
-    described = samples.described(
-        np.random.default_rng(0), samples.counting(np.random.default_rng(0))
-    )
+    rng = np.random.default_rng(0)
+    described = samples.described(rng, samples.counting(rng))
     ids = text_tokenizer.encode(described, add_special_tokens=False)
     begins, ends = text_tokenizer.convert_tokens_to_ids(["<img>", "</img>"])
     assert torch.equal(rows[begins], rows[ids[0]])

@@ -42,7 +42,7 @@ class Counts:
         ValueError: a number that cannot be shared out.
     """
 
-    train: int = 12_000
+    train: int = 6000
     dev: int = 150
     test: int = 300
 

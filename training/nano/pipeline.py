@@ -56,7 +56,7 @@ FULL = {
     "init_1": 3200,
     "init_2": 2000,
     "init_3": 1000,
-    "alignment": 10_000,
+    "alignment": 5000,
     "evaluation": 500,
 }
 # A few steps of each, for tests.
