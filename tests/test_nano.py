@@ -598,7 +598,7 @@ def test_children_keep_the_tokens_of_what_they_go_on_from(smoke_run, tmp_path):
 
 def test_the_projector_learns_the_words_of_tokens(smoke_run):
     """What it gives comes near to the embeddings; nothing else of the model has a gradient."""
-    embeddings = torch.randn(len(words.WORDS), 8, generator=torch.Generator().manual_seed(0))
+    embeddings = torch.randn(len(words.WORDS), 256, generator=torch.Generator().manual_seed(0))
     accepted = torch.zeros(1, 16, len(words.WORDS), dtype=torch.bool)
     accepted[..., [3, 4]] = True
     labels = torch.zeros(1, 16, 16, dtype=torch.long)
