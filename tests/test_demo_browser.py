@@ -172,7 +172,9 @@ def test_the_second_turn_has_a_second_picture(visitor, nano_model, nano_tokenize
     with visitor.page.expect_download() as download:
         visitor.button("Download as JSON").click()
     written = json.loads(download.value.path().read_text(encoding="utf-8"))
-    raw = f"{written['turns'][1]['thinking']}{THINK_END}{written['messages'][3]['content']}"
+    # nano was taught single questions: a second turn's thinking may have no end
+    end = THINK_END if THINK_END in expected else ""
+    raw = f"{written['turns'][1]['thinking']}{end}{written['messages'][3]['content']}"
     assert "".join(raw.split()) == "".join(expected.split())
     assert [len(message["content"]) for message in written["messages"][::2]] == [2, 2]
 
