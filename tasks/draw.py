@@ -54,7 +54,7 @@ MIN_RADIUS = 7  # pixels
 MIN_RADIUS_SHARE = 0.05  # of the shorter side
 MAX_COUNT = 9  # shapes in a picture
 CLEARLY_LARGER = 1.4  # times the area of every other shape, for a shape to be the largest
-NEARLY_LARGER = 1.15  # times that, for one of which a reader may say so
+NEARLY_LARGER = 1.15  # times: from here on a reader may call a shape the largest, or may not
 # The area of each of SHAPES over the square of the radius of the circle that holds it.
 AREAS = {"circle": math.pi, "square": 2.0, "triangle": 0.75 * math.sqrt(3)}
 NUM_TRIES = 60  # to find a place for a shape, before all are placed anew
@@ -340,24 +340,29 @@ def add_shape(
 
 def largest_shape(shapes: Sequence[Shape]) -> Shape | None:
     """The shape that is clearly larger than every other, if there is one."""
-    *others, largest = sorted(shapes, key=lambda shape: shape.area)
-    if others and largest.area < CLEARLY_LARGER * others[-1].area:
+    largest, ratio = _largest_and_ratio(shapes)
+    if ratio < CLEARLY_LARGER:
         return None
     return largest
 
 
+def _largest_and_ratio(shapes: Sequence[Shape]) -> tuple[Shape, float]:
+    """The largest shape, and how many times as large as the next one it is."""
+    *others, largest = sorted(shapes, key=lambda shape: shape.area)
+    if not others:
+        return largest, math.inf
+    return largest, largest.area / others[-1].area
+
+
 def shape_marks(shapes: Sequence[Shape]) -> list[Mark]:
     """Marks of the shapes of a picture, in their order."""
-    by_area = sorted(shapes, key=lambda shape: shape.area)
-    ratio = math.inf  # of the largest area to the next
-    if len(shapes) > 1:
-        ratio = by_area[-1].area / by_area[-2].area
+    largest, ratio = _largest_and_ratio(shapes)
     marks = []
     for shape in shapes:
         is_largest: bool | None = False
-        if shape is by_area[-1] and ratio >= CLEARLY_LARGER:
+        if shape is largest and ratio >= CLEARLY_LARGER:
             is_largest = True
-        elif shape is by_area[-1] and ratio >= NEARLY_LARGER:
+        elif shape is largest and ratio >= NEARLY_LARGER:
             is_largest = None
         label = LABELS[shape.name]
         words = (shape.name,)

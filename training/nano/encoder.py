@@ -229,13 +229,10 @@ class Heads(nn.Module):
         dense_loss = covering_loss + centred_loss
         logits = self.read(patches)
         loss_of_words = word_loss(logits, batch, self.word_weights)
-        is_shown = batch.words != 0
-        is_right = is_accepted(logits, batch.accepted)
         is_centred_right = cells[1].argmax(-1) == batch.centred
         figures = {
             "centred": is_centred_right[batch.centred != 0].float().mean(),
-            "words": is_right[is_shown].float().mean(),
-            "tiles": is_right.all(dim=1)[is_shown.any(dim=1)].float().mean(),
+            **shares_read(logits, batch),
             "dense_loss": dense_loss,
             "word_loss": loss_of_words,
         }
@@ -264,6 +261,16 @@ def is_accepted(logits: torch.Tensor, accepted: torch.Tensor) -> torch.Tensor:
     """Which tokens are read right, by the words accepted in their places: bool (tiles, tokens)."""
     likeliest = logits.argmax(-1, keepdim=True)
     return accepted.gather(-1, likeliest).squeeze(-1)
+
+
+def shares_read(logits: torch.Tensor, batch: TileBatch) -> dict[str, torch.Tensor]:
+    """Shares of the words, and of the tiles that show something, that are read right."""
+    is_shown = batch.words != 0
+    is_right = is_accepted(logits, batch.accepted)
+    return {
+        "words": is_right[is_shown].float().mean(),
+        "tiles": is_right.all(dim=1)[is_shown.any(dim=1)].float().mean(),
+    }
 
 
 def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
@@ -382,22 +389,22 @@ def score(folder: Path, count: int, seed: int = 12345) -> dict[str, dict[str, fl
     shares = {}
     for kind, draw_kind in enumerate(DRAWN_SHARES):
         rng = np.random.default_rng([seed, kind])
-        thumbnails = _collate([_thumbnail(draw_kind(rng)) for _ in range(count)])
-        logits = _read_thumbnails(vision, heads, on_device(thumbnails))
-        is_right = is_accepted(logits, thumbnails.accepted.to(DEVICE)).cpu()
-        is_shown = (logits.argmax(-1) != 0).cpu()
-        is_as_many = is_shown.sum(1) == (thumbnails.words != 0).sum(1)
+        thumbnails = on_device(_collate([_thumbnail(draw_kind(rng)) for _ in range(count)]))
+        logits = _read_thumbnails(vision, heads, thumbnails)
+        is_right = is_accepted(logits, thumbnails.accepted)
+        is_shown = thumbnails.words != 0
+        is_as_many = (logits.argmax(-1) != 0).sum(1) == is_shown.sum(1)
         shares[draw_kind.__name__.removeprefix("draw_")] = {
-            "words": is_right[thumbnails.words != 0].float().mean().item(),
+            "words": is_right[is_shown].float().mean().item(),
             "exact": is_right.all(dim=1).float().mean().item(),
             "as many words": is_as_many.float().mean().item(),
         }
     return shares
 
 
-def _thumbnail(drawing: drawing.Drawing) -> tuple[np.ndarray, ...]:
+def _thumbnail(picture: drawing.Drawing) -> tuple[np.ndarray, ...]:
     """The last tile of a drawing, with its labels."""
-    return list(zip(*samples.cut_tiles(drawing)))[-1]
+    return list(zip(*samples.cut_tiles(picture)))[-1]
 
 
 def _read_thumbnails(vision: nn.Module, heads: Heads, batch: TileBatch) -> torch.Tensor:

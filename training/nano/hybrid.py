@@ -369,9 +369,7 @@ def main() -> None:
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {error}")
     print(hybrid.write_table())
-    times = hybrid.times
-    seconds = ", ".join(f"{name} {value} s" for name, value in times.items())
-    print(f"\n{sum(times.values()) / 60:.0f} minutes of training: {seconds}")
+    print(f"\nTraining: {hybrid.times_in_words()}")
 
 
 if __name__ == "__main__":

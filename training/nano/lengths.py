@@ -39,7 +39,7 @@ from training.distill import output
 from training.distill.length import ADAPTIVE, LengthSettings
 from training.distill.pipeline import Distillation
 from training.distill.recipe import DistillRecipe, read_recipe
-from training.nano import data, length_results, projector
+from training.nano import data, length_results
 from training.nano.length_results import GROUPS, Measured, Models, group_of
 from training.nano.loop import DEVICE, FAST_DTYPE
 from training.nano.rechecking import CHECKS
@@ -138,7 +138,6 @@ class Proof(Stages):
     def start(self) -> None:
         """The model before distillation: the rechecking child with an aligned projector."""
         self.assemble("swapped", self.aligned, self.child, self.aligned)
-        projector.mark_images(self.folder / "swapped")
         rechecked = self._data_set("rechecked")
         self.train_by_recipe(START, "alignment_sft", self.folder / "swapped", rechecked)
 
@@ -415,8 +414,7 @@ def main() -> None:
         print(proof.report_of_sweep(), end="\n\n")
     if (out / "results.json").exists():
         print(proof.report())
-    seconds = ", ".join(f"{name} {value} s" for name, value in proof.times.items())
-    print(f"{sum(proof.times.values()) / 60:.0f} minutes: {seconds}")
+    print(proof.times_in_words())
 
 
 if __name__ == "__main__":

@@ -113,6 +113,13 @@ class Pipeline(Stages):
         """Whether compiled code pays: on a GPU such small networks wait for their samples."""
         return self.sizes is not SMOKE and DEVICE.type == "cpu"
 
+    @property
+    def _small_steps(self) -> dict[str, int]:
+        """What the trainings that are not on TRL are told in a run of a few steps."""
+        if self.sizes is SMOKE:
+            return SMALL_STEPS
+        return {}
+
     def all(self) -> None:
         """Do every stage that is not done yet."""
         for stage in STAGES:
@@ -180,7 +187,7 @@ class Pipeline(Stages):
             folder,
             self.sizes["encoder"],
             self.seed,
-            **(SMALL_STEPS if self.sizes is SMOKE else {}),
+            **self._small_steps,
             compile_encoder=self._compiles,
         )
         self.run("encoder", folder / "model.safetensors", train)
@@ -197,7 +204,7 @@ class Pipeline(Stages):
             self.sizes[role],
             self.seed,
             start_folder,
-            **(SMALL_STEPS if self.sizes is SMOKE else {}),
+            **self._small_steps,
             compile_layers=self._compiles,
         )
         self.run(role, folder / "model.safetensors", train)
@@ -211,7 +218,7 @@ class Pipeline(Stages):
             self.folder / model,
             self.sizes[name],
             self.seed,
-            **(SMALL_STEPS if self.sizes is SMOKE else {}),
+            **self._small_steps,
         )
         self.run(name, folder / "model.safetensors", train)
 
@@ -227,7 +234,6 @@ class Pipeline(Stages):
         if mlp1 is not None:
             mlp1_folder = self.folder / mlp1
         self.assemble(name, self.folder / vision, self.folder / language_model, mlp1_folder)
-        projector.mark_images(self.folder / name)
 
     def _data_set(self, name: str) -> Path:
         return self.folder / "data" / f"{name}.jsonl"
@@ -351,9 +357,7 @@ def main() -> None:
     if arguments.install:
         pipeline.install()
     print(pipeline.table())
-    times = pipeline.times
-    seconds = ", ".join(f"{name} {value} s" for name, value in times.items())
-    print(f"{sum(times.values()) / 60:.0f} minutes: {seconds}")
+    print(pipeline.times_in_words())
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 Each visual token of a drawn tile has a word in the tile's transcription (`tasks.words`), and the
 projector learns to give the embedding that the language model has of it. The language model itself
 does not run, so that a step costs a fraction of one of SFT, and the words of rare colours are seen
-often. At 38B the report's first stage, on all data, has this part: there are no words of tokens.
+often. At 38B, where tokens have no words, this is left to the report's first stage, on all data.
 
 `mark_images` completes it: the tokens around an image get the embeddings of the brackets that stand
 around a transcription in text.
@@ -35,8 +35,8 @@ from training.nano.encoder import (
     SHARE_OF_CORES,
     DrawnTiles,
     TileBatch,
-    is_accepted,
     normalize,
+    shares_read,
     word_loss,
     write_weights,
 )
@@ -101,14 +101,7 @@ def loss_of(
     choice = word_loss(logits, batch, torch.ones(len(WORDS), device=tokens.device))
     nearest = logits.masked_fill(~batch.accepted, -torch.inf).argmax(dim=-1)
     distance = F.mse_loss(tokens, embeddings[nearest]) * tokens.shape[-1] / spread
-    is_shown = batch.words != 0
-    is_right = is_accepted(logits, batch.accepted)
-    figures = {
-        "words": is_right[is_shown].float().mean(),
-        "tiles": is_right.all(dim=1)[is_shown.any(dim=1)].float().mean(),
-        "choice": choice,
-        "distance": distance,
-    }
+    figures = {**shares_read(logits, batch), "choice": choice, "distance": distance}
     return choice + distance, figures
 
 

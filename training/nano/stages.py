@@ -22,6 +22,7 @@ import torch
 
 import durable
 from training import assemble
+from training.nano import projector
 from training.nano.loop import DEVICE, FAST_DTYPE, num_workers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +102,11 @@ class StageFolder:
         files = sorted((self.folder / "times").glob("*.json"))
         return {file.stem: json.loads(file.read_text()) for file in files}
 
+    def times_in_words(self) -> str:
+        """How long all stages took, and each of them."""
+        seconds = ", ".join(f"{name} {value} s" for name, value in self.times.items())
+        return f"{sum(self.times.values()) / 60:.0f} minutes: {seconds}"
+
     def run(self, name: str, result: Path, action: Callable[[], Any]) -> None:
         """Do a stage, unless its result is there, and add its seconds to those of its name.
 
@@ -152,7 +158,10 @@ class Stages(StageFolder):
     def assemble(
         self, name: str, vision: Path, language_model: Path, mlp1: Path | None = None
     ) -> None:
-        """A repository of parts, each named by its folder; without `mlp1` a new projector."""
+        """A repository of parts, each named by its folder; without `mlp1` a new projector.
+
+        The tokens around an image get embeddings that the language model knows.
+        """
         action = functools.partial(
             assemble.assemble,
             self.folder / name,
@@ -163,6 +172,7 @@ class Stages(StageFolder):
             settings={"max_dynamic_patch": MAX_TILES},
         )
         self.run(name, self.folder / name, action)
+        projector.mark_images(self.folder / name)
 
     def train_by_recipe(
         self, name: str, recipe: str, model: Path, data: Path, **settings: Any
