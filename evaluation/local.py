@@ -34,6 +34,8 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a repository of this code or, for words alone, of a language model.
 
+    The model is on a GPU where there is one. Quantized weights are on the CPU.
+
     Args:
         path: a directory, or a Hub id.
         dtype: of the weights that are not quantized, such as "float32".
@@ -53,6 +55,8 @@ def load(
         **QUANTIZATIONS[quantization](),
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    if quantization == "none" and torch.cuda.is_available():
+        model = model.to("cuda")
     return model.eval(), tokenizer
 
 
@@ -135,7 +139,7 @@ class LocalModel(AskedModel):
     def _ask_words(self, items: Sequence[Item]) -> list[tuple[str, list[int]]]:
         """(text, token ids) of each answer, by the language model alone."""
         prompts = [f"<｜User｜>\n{item.text}<｜Assistant｜><think>\n" for item in items]
-        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True)
+        inputs = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
         output = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

@@ -15,7 +15,7 @@ from evaluation.statistics import wilson
 from tasks import samples
 from tests import checkpoints
 from training import grpo_recipe, iterate
-from training.nano import data, hybrid, hybrid_table
+from training.nano import data, hybrid, hybrid_table, targets
 from training.raters import SolutionRater
 
 ROOT = checkpoints.ROOT
@@ -141,7 +141,7 @@ def test_every_row_has_its_training(start, monkeypatch):
     recorder = Recorder()
     run = hybrid.Hybrid(start, hybrid.SMOKE, recorder)
     hybrid.score_rows(run, list(hybrid.ROWS), [0, 1], 3, 2)
-    rows = run.results()["rows"]
+    rows = run.results()
     assert list(rows) == list(hybrid.ROWS)
     assert {len(seeds) for key, seeds in rows.items() if hybrid.ROWS[key].has_seeds} == {2}
     assert len(rows["swapped"]) == len(rows["aligned"]) == 1
@@ -190,7 +190,7 @@ def test_rows_are_scored_again_on_more_samples(start, monkeypatch):
     run = hybrid.Hybrid(start, hybrid.SMOKE, Recorder())
     for count in (3, 3, 5):
         hybrid.score_rows(run, ["aligned"], [0], count, 2)
-        assert run.results()["rows"]["aligned"]["0"]["count"] == count
+        assert run.results()["aligned"]["0"]["count"] == count
 
 
 def test_other_sizes_and_missing_models_are_refused(start, tmp_path):
@@ -304,7 +304,7 @@ def test_targets(rows, missed, reason):
 def test_one_bad_seed_misses_the_format():
     rows = rows_with()
     rows["grpo"] = {"0": scores_of(70), "1": scores_of(70, formed=90)}
-    assert "missed: format" in hybrid_table.targets_text(rows)
+    assert "missed: format" in targets.as_list(hybrid_table.targets(rows))
 
 
 def test_targets_of_rows_that_are_not_there_are_open():

@@ -11,7 +11,7 @@ from tasks import samples
 from tests import checkpoints
 from training import sft
 from training.distill.length import LengthSettings
-from training.nano import data, length_results, lengths
+from training.nano import data, length_results, lengths, targets
 from training.nano.length_results import Measured
 
 
@@ -96,8 +96,8 @@ def model(easy, hard, easy_right=40, hard_right=40):
 def test_targets_hold_or_not(adaptive, one, constant, holds):
     found = length_results.targets(adaptive, one, constant)
     assert [target.holds for target in found] == holds
-    lines = length_results.lines_of_targets(found)
-    assert [": holds;" in line for line in lines] == holds
+    lines = targets.as_list(found).splitlines()
+    assert [line.startswith("- reached: ") for line in lines] == holds
 
 
 def test_targets_need_hard_questions():

@@ -162,12 +162,17 @@ def set_aside_of(finished: Finished) -> list[dict[str, Any]]:
 def report_of(
     finished: Finished, rows: Sequence[Mapping[str, Any]], aside: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The figures of a distillation."""
+    """The figures of a distillation; those of tries are of all, kept or not."""
     told = [row["distillation"] for row in rows]
     own = [line["tokens"] for line in told if line["revised_by"] is None]
-    every = [count for line in told for count in line["tokens_of_tries"] if count is not None]
-    tries = sum(line["tries"] for line in told)
-    right = sum(line["right_tries"] for line in told)
+    every = [
+        entry["tokens"] for tries in finished.tries.values() for entry in tries if "tokens" in entry
+    ]
+    verdicts = [
+        float(bool(verdict["is_right"]))
+        for line in finished.lines["check"].values()
+        for verdict in line.get("verdicts", ())
+    ]
     samples = len(finished.data.samples) + len(finished.data.broken)
     return {
         "samples": samples,
@@ -176,7 +181,7 @@ def report_of(
         "set aside": dict(Counter(entry["stage"] for entry in aside)),
         "mean P": _mean([line["P"] for line in told]),
         "P": _limits([line["P"] for line in told]),
-        "right share of tries": round(right / tries, 4) if tries else None,
+        "right share of tries": _mean(verdicts),
         "mean tokens of the tries": _mean(every),
         "mean tokens of the tries that are kept": _mean(own),
         "mean characters": _mean([line["characters"] for line in told]),

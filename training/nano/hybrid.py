@@ -7,7 +7,8 @@
 It starts from what `training.nano.pipeline` left in the folder: the model right after the swap and
 the one after stage 1. Only the projector trains, but in the row with LoRA. Everything is in
 `runs/nano/hybrid`; what is there already is kept, and an interrupted training goes on from its last
-checkpoint. Rows that were scored on another number of samples are scored again.
+checkpoint. Rows that were scored on another number of samples are scored again. Commands for other
+rows or seeds may run beside each other once there are data and the rows that theirs start from.
 
     data                     a pool with wrong answers for the iterations, questions for GRPO
     seed_N/iterations        four iterations of SFT (training.iterate); seed_N/grpo: GRPO after them
@@ -15,7 +16,8 @@ checkpoint. Rows that were scored on another number of samples are scored again.
     seed_N/errors            control: as many steps on the model's errors alone, without ratings
     seed_N/grpo_buffer       GRPO with R1V2's selective sample buffer
     seed_N/grpo_lora         GRPO that trains LoRA on the language model as well
-    results.json             every row that is scored; table.md and hybrid.png: the same to look at
+    scores/                  a file for each row and seed
+    results.json             all of them; table.md and hybrid.png: the same to look at
 """
 
 from __future__ import annotations
@@ -39,25 +41,26 @@ from tasks import samples
 from training.nano import data, hybrid_table
 from training.nano.loop import FAST_DTYPE
 from training.nano.stages import (
+    BATCH,
     RECIPES,
     StageFolder,
     as_arguments,
     run_module,
     settings_of_device,
 )
+from training.nano.targets import as_list
 
 ITERATIONS = 4
-# Samples of the data, steps of GRPO of 32 completions, and groups that its buffer keeps.
-FULL = {"pool": 1200, "questions": 1000, "grpo": 60, "buffer": 16}
+# Samples of the data; steps of GRPO, completions of each, and groups that its buffer keeps.
+FULL = {"pool": 1000, "questions": 1000, "grpo": 40, "completions": 64, "buffer": 8}
 # A few steps of each, for tests.
-SMOKE = {"pool": 8, "questions": 8, "grpo": 1, "buffer": 2}
-# Completions to a question, and of a step, in such a run.
-SMALL_GRPO = {"num_generations": 2, "per_device_train_batch_size": 4, "save_steps": 1}
+SMOKE = {"pool": 8, "questions": 8, "grpo": 1, "completions": 4, "buffer": 2}
+# Completions to a question in such a run.
+SMALL_GRPO = {"num_generations": 2, "save_steps": 1}
 COUNT = 200  # samples of each family that a row is scored on
 TEXT_COUNT = 100  # of those that are put into words
-ANSWERING = {"engine": "transformers", "batch-size": 50, "max-new-tokens": 160}
+ANSWERING = {"engine": "transformers", "batch-size": BATCH, "max-new-tokens": 160}
 DTYPE = str(FAST_DTYPE).removeprefix("torch.")
-TEMPERATURE = 1.2  # of GRPO: at 1 the completions of most groups are alike, and teach nothing
 SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
 
 
@@ -204,7 +207,7 @@ class Hybrid(StageFolder):
             "data": self._data("hybrid_questions"),
             "output_dir": folder,
             "max_steps": self.sizes["grpo"],
-            "temperature": TEMPERATURE,
+            "per_device_train_batch_size": self.sizes["completions"],
             "seed": seed,
             **changes,
         }
@@ -224,10 +227,16 @@ class Hybrid(StageFolder):
 
     # -- the scores --------------------------------------------------------------------------------
 
-    def results(self) -> dict[str, Any]:
-        """What is scored so far: {"machine": …, "rows": {row: {seed: scores}}}."""
-        found = durable.read_json(self.folder / "results.json")
-        return found or {"machine": _machine(), "rows": {}}
+    def results(self) -> dict[str, dict[str, Any]]:
+        """What is scored so far: {row: {seed: scores}}, in the order of ROWS."""
+        rows: dict[str, dict[str, Any]] = {}
+        for key in ROWS:
+            seeds = {}
+            for file in sorted((self.folder / "scores").glob(f"{key}.*.json")):
+                seeds[file.stem.removeprefix(f"{key}.")] = durable.read_json(file)
+            if seeds:
+                rows[key] = seeds
+        return rows
 
     def score(self, key: str, seed: int, count: int, text_count: int) -> None:
         """Score a row of ROWS, unless it is scored on as many samples.
@@ -238,20 +247,20 @@ class Hybrid(StageFolder):
         """
         row = ROWS[key]
         model = row.model(self, seed)
-        results = self.results()
-        scores = results["rows"].setdefault(key, {})
-        if str(seed) in scores and scores[str(seed)]["count"] == count:
+        path = self.folder / "scores" / f"{key}.{seed}.json"
+        before = durable.read_json(path)
+        if before is not None and before["count"] == count:
             return
         print(f"== scores of {row.name}, seed {seed}", flush=True)
-        scores[str(seed)] = score_model(model, count, text_count)
-        results["rows"] = {name: results["rows"][name] for name in ROWS if name in results["rows"]}
-        durable.write_json(self.folder / "results.json", results)
+        path.parent.mkdir(exist_ok=True)
+        durable.write_json(path, score_model(model, count, text_count))
 
     def write_table(self) -> str:
-        """Write table.md and hybrid.png; returns the table."""
-        rows = self.results()["rows"]
+        """Write results.json, table.md and hybrid.png; returns the table."""
+        rows = self.results()
+        durable.write_json(self.folder / "results.json", rows)
         names = {key: row.name for key, row in ROWS.items()}
-        text = hybrid_table.table(rows, names) + "\n\n" + hybrid_table.targets_text(rows)
+        text = hybrid_table.table(rows, names) + "\n\n" + as_list(hybrid_table.targets(rows))
         durable.write_text(self.folder / "table.md", text + "\n")
         hybrid_table.plot(rows, names, self.folder / "hybrid.png")
         return text
@@ -297,7 +306,7 @@ def score_model(model: Path, count: int, text_count: int) -> dict[str, Any]:
 
     Returns:
         "count"; "families": of each family right, total and interval; "text": the same of families
-        in words; "format": [answers in the form of one, all answers]; "seconds".
+        in words; "format": [answers in the form of one, all answers]; "seconds"; "machine".
     """
     # Nothing else here needs EvalScope.
     from evaluation import nano as evaluation
@@ -307,9 +316,9 @@ def score_model(model: Path, count: int, text_count: int) -> dict[str, Any]:
 
     begun = time.time()
     families = FamilySet(count, families=list(samples.ALL_FAMILIES))
-    loaded, tokenizer = load(str(model), DTYPE)
+    loaded, tokenizer = load(str(model), "float32")  # as evaluation.nano does
     with evaluation.folder(None) as out:
-        results = evaluation.score(loaded, tokenizer, families, out, batch_size=100)
+        results = evaluation.score(loaded, tokenizer, families, out, batch_size=BATCH)
     formed = sum(has_format(answer.text) for answer in results.answers.values())
     return {
         "count": count,
@@ -317,12 +326,17 @@ def score_model(model: Path, count: int, text_count: int) -> dict[str, Any]:
         "text": evaluation.evaluate(str(model), text_count, text=True),
         "format": [formed, len(results.answers)],
         "seconds": round(time.time() - begun),
+        "machine": _machine(),
     }
 
 
 def _machine() -> dict[str, Any]:
+    """Where a score comes from."""
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return {
-        "cpu": platform.processor() or platform.machine(),
+        "device": device,
         "cores": os.cpu_count(),
         "torch": torch.__version__,
     }

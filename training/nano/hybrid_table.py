@@ -8,10 +8,11 @@ from __future__ import annotations
 import statistics as of_numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evaluation.statistics import Estimate, wilson
 from tasks import samples
+from training.nano.targets import Target
 from training.progress import plotting, write_figure
 
 EASY = tuple(samples.FAMILIES)
@@ -21,20 +22,6 @@ STAGES = (("aligned", LAST_ITERATION), (LAST_ITERATION, "grpo"))
 LEAST_FORMAT = 0.98
 Scores = Mapping[str, Any]
 Rows = Mapping[str, Mapping[str, Scores]]
-
-
-class Target(NamedTuple):
-    """Something that the rows are to show.
-
-    Attributes:
-        name: what it says.
-        holds: whether they do, or None where a row is not scored yet.
-        figures: why.
-    """
-
-    name: str
-    holds: bool | None
-    figures: str
 
 
 # -- figures of a row ------------------------------------------------------------------------------
@@ -179,14 +166,6 @@ def _text_target(rows: Rows) -> Target:
     ends = [text_share(scores).mean for scores in rows["grpo"].values()]
     figures = f"{start:.1%}, then " + ", ".join(f"{end:.1%}" for end in ends)
     return Target("text alone is unchanged", set(ends) == {start}, figures)
-
-
-def targets_text(rows: Rows) -> str:
-    """The targets as a list in Markdown."""
-    words = {True: "reached", False: "missed", None: "open"}
-    return "\n".join(
-        f"- {words[target.holds]}: {target.name} ({target.figures})" for target in targets(rows)
-    )
 
 
 # -- the plot --------------------------------------------------------------------------------------

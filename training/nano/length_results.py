@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evaluation.statistics import bootstrap, wilson
+from training.nano.targets import Target
 from training.progress import plotting, write_figure
 
 # From where on a question belongs to a group, by its difficulty from 0 to 10 (training.nano.data)
@@ -131,20 +132,6 @@ def _rounded(interval: tuple[float, float], digits: int = 4) -> list[float]:
 # -- what adaptive length is to give ---------------------------------------------------------------
 
 
-class Target(NamedTuple):
-    """Something that adaptive length is to give.
-
-    Attributes:
-        name: what it is.
-        holds: whether it is so.
-        figures: that decide it.
-    """
-
-    name: str
-    holds: bool
-    figures: str
-
-
 def targets(adaptive: Answers, one: Answers, constant: Answers) -> list[Target]:
     """Whether adaptive length gives what it is for, each target with the figures that decide it.
 
@@ -230,15 +217,6 @@ def cell_of(score: Score) -> str:
         f"{score['tokens']:.1f} ({shortest:.1f} to {longest:.1f}) tokens; "
         f"{score['checks']:.2f} checks"
     )
-
-
-def lines_of_targets(found: Sequence[Target]) -> list[str]:
-    """A line for each target: whether it holds, and its figures."""
-    lines = []
-    for target in found:
-        said = "holds" if target.holds else "does not hold"
-        lines.append(f"- {target.name}: {said}; {target.figures}")
-    return lines
 
 
 def means_of(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

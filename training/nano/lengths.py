@@ -41,20 +41,19 @@ from training.distill.pipeline import Distillation
 from training.distill.recipe import DistillRecipe, read_recipe
 from training.nano import data, length_results
 from training.nano.length_results import GROUPS, Measured, Models, group_of
-from training.nano.loop import DEVICE, FAST_DTYPE
+from training.nano.loop import FAST_DTYPE
 from training.nano.rechecking import CHECKS
-from training.nano.stages import RECIPES, Stages, train_in_a_process
+from training.nano.stages import BATCH, RECIPES, Stages, train_in_a_process
+from training.nano.targets import Target, as_list
 
 # Samples of each data set, of the sweep and of each family of the evaluation; steps of 16 samples
-# of each training; questions that are asked together, and tokens of an answer: those of the longest
-# chain, checked five times.
+# of each training; and tokens of an answer: those of the longest chain, checked five times.
 FULL = {
     "rechecked": 4000,
     "distillation": 2000,
     "steps": 200,
     "sweep": 200,
     "evaluation": 500,
-    "batch": 250,
     "tokens": 640,
 }
 # A few of each, for tests.
@@ -64,7 +63,6 @@ SMOKE = {
     "steps": 1,
     "sweep": 4,
     "evaluation": 1,
-    "batch": 9,
     "tokens": 64,
 }
 PENALTIES: dict[str, str | float | None] = {
@@ -89,6 +87,8 @@ SWEEP = (
     LengthSettings(alpha=0.4, beta=4.0),
     LengthSettings(alpha=0.4, gamma=0.0),
     LengthSettings(alpha=0.4, beta=4.0, gamma=0.0),
+    LengthSettings(alpha=1.0, beta=4.0, gamma=0.0),
+    LengthSettings(alpha=2.0, beta=4.0, gamma=0.0),
 )
 
 
@@ -218,6 +218,7 @@ class Proof(Stages):
             recipe.generator,
             model=str(self._model(START)),
             dtype=str(FAST_DTYPE).removeprefix("torch."),
+            batch_size=BATCH,
         )
         sampling = dataclasses.replace(recipe.sampling, max_new_tokens=self.sizes["tokens"])
         return dataclasses.replace(recipe, generator=generator, sampling=sampling)
@@ -245,11 +246,11 @@ class Proof(Stages):
         model, tokenizer = load(str(self._model(name)), "float32")
         families = FamilySet(self.sizes["evaluation"], families=tuple(samples.ALL_FAMILIES))
         results = evaluation.score(
-            model.to(DEVICE),
+            model,
             tokenizer,
             families,
             path.with_suffix(""),
-            batch_size=self.sizes["batch"],
+            batch_size=BATCH,
             options={"max_new_tokens": self.sizes["tokens"], **self.decodings[decoding]},
         )
         measured = measured_of(evaluation.thoughts(results, tokenizer), families)
@@ -293,8 +294,8 @@ class Proof(Stages):
         parts = ["The data:", length_results.table_of_tries(results["distilled"])]
         for decoding, models in results["scores"].items():
             parts += [f"{decoding.capitalize()} answers:", length_results.table(models)]
-            found = [length_results.Target(**target) for target in results["targets"][decoding]]
-            parts.append("\n".join(length_results.lines_of_targets(found)))
+            found = [Target(**target) for target in results["targets"][decoding]]
+            parts.append(as_list(found))
         return "\n\n".join(parts)
 
     def report_of_sweep(self) -> str:

@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "training" / "recipes" / "nano"
 MAX_TILES = 6
 SHARE_OF_CORES = 0.4  # that read a training set, beside a GPU
+# Questions that are asked together. All wait for the longest answer, so few are better on a CPU.
+BATCH = 64 if DEVICE.type == "cpu" else 250
 
 
 def run_module(module: str, arguments: list[str]) -> None:
