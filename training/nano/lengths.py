@@ -7,14 +7,15 @@
 The model that thinks is the child `rechecking`, whose chains check themselves again any number of
 times. Its own chains are distilled three times: under the adaptive P, under P = 1, and under one P
 for all, the mean of the adaptive one. On each of the three the same model is trained by the same
-recipe for as many steps. All answer the same fresh questions. What is there already is kept:
+recipe for as many steps. All answer the same fresh questions, at a temperature, as reasoning models
+are used. What is there already is kept:
 
     swapped             the encoder and the projector of the aligned nano + rechecking
     start               the projector aligned to it, on chains whose checks vary
     sweep_…             tries under other α, β and γ, without a training
     distilled_…         the distillations: adaptive, one, constant
     sft_…               the trainings, of language model and projector
-    answers_….jsonl     what is measured of each answer, greedily and at a temperature
+    answers_….jsonl     what is measured of each answer
     sweep.json, results.json, lengths.png
 """
 
@@ -71,6 +72,7 @@ PENALTIES: dict[str, str | float | None] = {
     "constant": None,  # the mean of the adaptive run
 }
 START = "start"
+DTYPE = str(FAST_DTYPE).removeprefix("torch.")
 MODELS = {
     START: "before distillation",
     "adaptive": "adaptive P",
@@ -78,18 +80,15 @@ MODELS = {
     "constant": "constant P",
 }
 DECODINGS: dict[str, dict[str, Any]] = {
-    "greedy": {"do_sample": False},
     "sampled": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
 }
-# α = 0 is P = 1 for all. Then β and γ, with the other two as in the recipe.
-SWEEP = (
-    *(LengthSettings(alpha=alpha) for alpha in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)),
-    LengthSettings(alpha=0.4, beta=4.0),
-    LengthSettings(alpha=0.4, gamma=0.0),
-    LengthSettings(alpha=0.4, beta=4.0, gamma=0.0),
-    LengthSettings(alpha=1.0, beta=4.0, gamma=0.0),
-    LengthSettings(alpha=2.0, beta=4.0, gamma=0.0),
+# (α, β, γ): α with equal weights, where 0 is P = 1 for all; the weights; α with other weights.
+TRIED = (
+    *((alpha, 1.0, 1.0) for alpha in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)),
+    *((0.4, *weights) for weights in ((1.0, 0.0), (4.0, 1.0), (4.0, 0.0))),
+    *((alpha, 4.0, 0.0) for alpha in (1.0, 2.0)),
 )
+SWEEP = tuple(LengthSettings(alpha=alpha, beta=beta, gamma=gamma) for alpha, beta, gamma in TRIED)
 
 
 class Proof(Stages):
@@ -217,7 +216,7 @@ class Proof(Stages):
         generator = dataclasses.replace(
             recipe.generator,
             model=str(self._model(START)),
-            dtype=str(FAST_DTYPE).removeprefix("torch."),
+            dtype=DTYPE,
             batch_size=BATCH,
         )
         sampling = dataclasses.replace(recipe.sampling, max_new_tokens=self.sizes["tokens"])
@@ -243,7 +242,7 @@ class Proof(Stages):
     def _measure(self, name: str, decoding: str) -> None:
         """Ask a model about fresh samples of all families, and write what is measured."""
         path = self._answers(name, decoding)
-        model, tokenizer = load(str(self._model(name)), "float32")
+        model, tokenizer = load(str(self._model(name)), DTYPE)
         families = FamilySet(self.sizes["evaluation"], families=tuple(samples.ALL_FAMILIES))
         results = evaluation.score(
             model,
