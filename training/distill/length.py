@@ -55,9 +55,9 @@ class LengthSettings:
     Attributes:
         penalty: "adaptive", or the one P of all samples.
         alpha, beta, gamma: of the formula. The report states none. With these weights nano's easy
-            chains became shorter and its hard ones did not (docs/nano.md). The default of alpha is
-            half of what nano takes: a large P makes words wrong, and vLLM penalises those of the
-            prompt, too.
+            chains became a fifth shorter, its hard ones half as much (docs/nano.md). The default of
+            alpha is half of what nano takes: a large P makes words wrong, and vLLM penalises those
+            of the prompt, too.
         step: P is rounded to multiples of it, so that samples share a P, and batches with it.
 
     Raises:
