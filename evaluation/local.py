@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -56,7 +57,7 @@ def load(
     )
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
     if quantization == "none" and torch.cuda.is_available():
-        model = model.to("cuda")
+        nn.Module.to(model, "cuda")
     return model.eval(), tokenizer
 
 
