@@ -16,7 +16,7 @@ Made = TypeVar("Made")
 def as_finished(
     function: Callable[[Given], Made], things: Iterable[Given], workers: int
 ) -> Iterator[Made]:
-    """The results of a function, as they are finished.
+    """The results of a function, as they are finished; with one worker, in the order of the things.
 
     Args:
         function: that is called in any thread; what it raises is raised here.
@@ -26,11 +26,14 @@ def as_finished(
     remaining = iter(things)
     pool = ThreadPoolExecutor(workers)
     try:
-        running = {pool.submit(function, thing) for thing in islice(remaining, QUEUED * workers)}
+        running = [pool.submit(function, thing) for thing in islice(remaining, QUEUED * workers)]
         while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            # A set has no order: those that are finished together come in that of the things
+            finished = [future for future in running if future in done]
+            running = [future for future in running if future not in done]
             for thing in islice(remaining, len(finished)):
-                running.add(pool.submit(function, thing))
+                running.append(pool.submit(function, thing))
             for future in finished:
                 yield future.result()
     finally:
