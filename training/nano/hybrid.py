@@ -39,7 +39,7 @@ import yaml
 import durable
 from tasks import samples
 from training.nano import data, hybrid_table
-from training.nano.loop import FAST_DTYPE
+from training.nano.loop import FAST_DTYPE_NAME
 from training.nano.stages import (
     BATCH,
     RECIPES,
@@ -60,7 +60,6 @@ SMALL_GRPO = {"num_generations": 2, "save_steps": 1}
 COUNT = 200  # samples of each family that a row is scored on
 TEXT_COUNT = 100  # of those that are put into words
 ANSWERING = {"engine": "transformers", "batch-size": BATCH, "max-new-tokens": 160}
-DTYPE = str(FAST_DTYPE).removeprefix("torch.")
 SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
 
 
@@ -178,7 +177,7 @@ class Hybrid(StageFolder):
             "data": [str(self._data("hybrid"))],
             "output_dir": str(folder),
             "sft": str(sft),
-            "answers": as_arguments({**ANSWERING, "dtype": DTYPE}),
+            "answers": as_arguments({**ANSWERING, "dtype": FAST_DTYPE_NAME}),
             **changes,
         }
         self._folder(seed).mkdir(exist_ok=True)

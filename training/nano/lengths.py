@@ -42,7 +42,7 @@ from training.distill.pipeline import Distillation
 from training.distill.recipe import DistillRecipe, read_recipe
 from training.nano import data, length_results
 from training.nano.length_results import GROUPS, Measured, Models, group_of
-from training.nano.loop import FAST_DTYPE
+from training.nano.loop import FAST_DTYPE_NAME
 from training.nano.rechecking import CHECKS
 from training.nano.stages import BATCH, RECIPES, Stages, train_in_a_process
 from training.nano.targets import Target, as_list
@@ -72,7 +72,6 @@ PENALTIES: dict[str, str | float | None] = {
     "constant": None,  # the mean of the adaptive run
 }
 START = "start"
-DTYPE = str(FAST_DTYPE).removeprefix("torch.")
 MODELS = {
     START: "before distillation",
     "adaptive": "adaptive P",
@@ -216,7 +215,7 @@ class Proof(Stages):
         generator = dataclasses.replace(
             recipe.generator,
             model=str(self._model(START)),
-            dtype=DTYPE,
+            dtype=FAST_DTYPE_NAME,
             batch_size=BATCH,
         )
         sampling = dataclasses.replace(recipe.sampling, max_new_tokens=self.sizes["tokens"])
@@ -242,7 +241,7 @@ class Proof(Stages):
     def _measure(self, name: str, decoding: str) -> None:
         """Ask a model about fresh samples of all families, and write what is measured."""
         path = self._answers(name, decoding)
-        model, tokenizer = load(str(self._model(name)), DTYPE)
+        model, tokenizer = load(str(self._model(name)), FAST_DTYPE_NAME)
         families = FamilySet(self.sizes["evaluation"], families=tuple(samples.ALL_FAMILIES))
         results = evaluation.score(
             model,

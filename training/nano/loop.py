@@ -26,6 +26,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # for bf16 as for float32.
 HAS_BF16_UNITS = DEVICE.type == "cuda" or modeling_intern_vit.CPU_HAS_BF16_UNITS
 FAST_DTYPE = torch.bfloat16 if HAS_BF16_UNITS else torch.float32
+FAST_DTYPE_NAME = str(FAST_DTYPE).removeprefix("torch.")
 WEIGHT_DECAY = 0.05
 MAX_GRADIENT_NORM = 1.0
 

@@ -40,7 +40,7 @@ import torch
 import durable
 from training import select
 from training.nano import code, data, encoder, projector, text
-from training.nano.loop import DEVICE, FAST_DTYPE
+from training.nano.loop import DEVICE, FAST_DTYPE_NAME
 from training.nano.stages import ROOT, Stages
 
 # Steps of 256 tiles (encoder) and of 64 texts (base and children); samples of each data set, and of
@@ -252,7 +252,7 @@ class Pipeline(Stages):
             path,
             self.folder / judge,
             SELECTED_SHARE,
-            select.JudgingSettings(dtype=str(FAST_DTYPE).removeprefix("torch.")),
+            select.JudgingSettings(dtype=FAST_DTYPE_NAME),
         )
         self.run("select", path, action)
 
