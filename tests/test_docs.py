@@ -40,6 +40,7 @@ FILES_OF_USERS = (
     "completions.jsonl",
     "completions.html",
     "selection.jsonl",
+    "rated_high.jsonl",
     "data.jsonl",
     "report.json",
     "clarity.jsonl",

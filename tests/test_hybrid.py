@@ -71,9 +71,8 @@ def test_the_older_data_sets_are_what_they_were():
         assert (drawn.sample.question, drawn.sample.answer) == (sample.question, sample.answer)
 
 
-def test_questions_and_scores_come_from_streams_of_their_own():
+def test_the_pool_and_the_scores_come_from_streams_of_their_own():
     assert data.STREAM != families.STREAM
-    assert len({list(data.STAGES).index(name) for name in ("hybrid", "hybrid_questions")}) == 2
 
 
 # -- trainings -------------------------------------------------------------------------------------
@@ -91,11 +90,17 @@ class Recorder:
         self.calls.append((module, arguments))
         if module != "training.iterate":
             folder = Path(arguments[arguments.index("--output_dir") + 1])
-            self.leave(folder, int(arguments[arguments.index("--max_steps") + 1]))
+            self.leave(folder, self.steps_of(arguments))
             return
         recipe = iterate.read_recipe(arguments[1])
         for number, steps in enumerate(STEPS, start=1):
             self.leave(Path(recipe.output_dir) / f"iteration_{number}" / "sft", steps)
+
+    def steps_of(self, arguments):
+        """The optimizer steps of a training; an epoch has one here."""
+        if "--max_steps" not in arguments:
+            return 1
+        return int(arguments[arguments.index("--max_steps") + 1])
 
     def leave(self, folder, steps):
         (folder / "model").mkdir(parents=True)
@@ -115,10 +120,9 @@ class Recorder:
 
 @pytest.fixture
 def start(tmp_path):
-    """A folder with the two models to start from."""
-    for name in ("swapped", "final"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+    """A folder with the model to start from."""
+    (tmp_path / "swapped").mkdir()
+    (tmp_path / "swapped" / "config.json").write_text("{}")
     return tmp_path
 
 
@@ -145,23 +149,29 @@ def test_every_row_has_its_training(start, monkeypatch):
     assert list(rows) == list(hybrid.ROWS)
     assert {len(seeds) for key, seeds in rows.items() if hybrid.ROWS[key].has_seeds} == {2}
     assert len(rows["swapped"]) == len(rows["aligned"]) == 1
-    # of each seed: two kinds of iterations, four parts of a control, three of GRPO
-    assert len(recorder.calls) == 2 * (2 + 4 + 3)
+    # stage 1; of each seed: two kinds of iterations, four parts of a control, three of GRPO
+    assert len(recorder.calls) == 1 + 2 * (2 + 4 + 3)
 
-    last = start / "hybrid" / "seed_1" / "iterations" / "iteration_4" / "sft" / "model"
+    stage_1 = recorder.arguments("hybrid/aligned")
+    assert stage_1["--model"] == [str(start / "swapped")] and "--max_steps" not in stage_1
+    assert stage_1["--data"] == [str(start / "hybrid" / "data" / "hybrid.jsonl")]
+    aligned = start / "hybrid" / "aligned" / "model"
+    iteration = start / "hybrid" / "seed_1" / "iterations" / "iteration_4"
     for name, extra in {
         "seed_1/grpo": {},
         "seed_1/grpo_buffer": {"--sample_buffer": ["2"]},
         "seed_1/grpo_lora": {"--train": ["mlp1", "lora"]},
     }.items():
         arguments = recorder.arguments(name)
-        assert arguments["--model"] == [str(last)] and arguments["--seed"] == ["1"]
+        assert arguments["--model"] == [str(iteration / "sft" / "model")]
+        assert arguments["--data"] == [str(iteration / iterate.RATED_HIGH)]
+        assert arguments["--seed"] == ["1"]
         assert {key: arguments.get(key) for key in extra} == extra
     parts = [recorder.arguments(f"seed_1/everything_{number}") for number in (1, 2, 3, 4)]
     assert [int(part["--max_steps"][0]) for part in parts] == STEPS
     assert [float(part["--learning_rate"][0]) for part in parts] == [1e-4, 2e-5, 2e-5, 2e-5]
     assert len({part["--seed"][0] for part in parts}) == 4  # each has an order of its own
-    assert parts[0]["--model"] == [str(start / "final")]
+    assert parts[0]["--model"] == [str(aligned)]
     for before, after in zip(parts, parts[1:]):
         assert after["--model"] == [before["--output_dir"][0] + "/model"]
 
@@ -169,7 +179,7 @@ def test_every_row_has_its_training(start, monkeypatch):
     errors = iterate.read_recipe(str(start / "hybrid" / "seed_1" / "errors.yaml"))
     assert iterations.thresholds == [2, 3, 4, 5] and iterations.steps is None
     assert errors.thresholds == [None] * 4 and errors.steps == STEPS
-    assert iterations.model == errors.model == str(start / "final")
+    assert iterations.model == errors.model == str(aligned)
     assert yaml.safe_load(Path(iterations.sft).read_text())["seed"] == 1
 
     again = Recorder()
@@ -197,8 +207,8 @@ def test_other_sizes_and_missing_models_are_refused(start, tmp_path):
     hybrid.Hybrid(start, hybrid.SMOKE)
     with pytest.raises(ValueError, match="name another directory"):
         hybrid.Hybrid(start, hybrid.FULL)
-    shutil.rmtree(start / "final")
-    with pytest.raises(FileNotFoundError, match=r"final is no model: run `python -m training"):
+    shutil.rmtree(start / "swapped")
+    with pytest.raises(FileNotFoundError, match=r"swapped is no model: run `python -m training"):
         hybrid.Hybrid(start, hybrid.SMOKE)
 
 
@@ -215,9 +225,8 @@ def test_a_model_is_scored_on_every_family():
 
 @pytest.mark.slow
 def test_a_short_run_from_end_to_end(tmp_path):
-    """Every command is started for real, on copies of nano; a second run only prints."""
-    for name in ("swapped", "final"):
-        shutil.copytree(checkpoints.NANO, tmp_path / name)
+    """Every command is started for real, on a copy of nano; a second run only prints."""
+    shutil.copytree(checkpoints.NANO, tmp_path / "swapped")
     command = [sys.executable, "-m", "training.nano.hybrid", str(tmp_path), "--smoke"]
     command += ["--count", "1", "--text-count", "1"]
     for _ in range(2):

@@ -105,6 +105,8 @@ def check_iterations(folder, rows, thresholds):
         assert high == {entry["number"] for entry in selection if entry["is_rated_high"]}
         data = lines_of(folder / f"iteration_{number}" / "data.jsonl")
         assert len(data) == len(high | errors) == rows[number - 1]["trained on"]
+        rated_high = lines_of(folder / f"iteration_{number}" / iterate.RATED_HIGH)
+        assert len(rated_high) == len(high) and all(row in data for row in rated_high)
         assert rows[number - 1]["steps"] == -(-len(data) // 2)
         for entry in selection:
             assert entry["reason"] and (entry["said"] is not None or entry["is_error"])

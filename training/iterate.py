@@ -9,8 +9,9 @@ For t = 1 … T, with D the data and M_0 the model after SFT on all of it:
 
 with τ = 2, 3, 4, 5. The output directory has `ratings.jsonl`, and of each iteration a directory
 with the model's answers, `selection.jsonl` (which sample, its rating, how the model erred),
-`data.jsonl`, the training, and a row of `report.json`. Run again after an interruption it goes on:
-nothing is rated, answered or trained twice.
+`data.jsonl` (D_t), `rated_high.jsonl` (the samples of a rating of at least τ_t: the last
+iteration's are the data of GRPO), the training, and a row of `report.json`. Run again after an
+interruption it goes on: nothing is rated, answered or trained twice.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from training.solved_rows import (
 )
 
 REPORT = "report.json"
+RATED_HIGH = "rated_high.jsonl"
 
 
 @dataclasses.dataclass
@@ -183,7 +185,7 @@ class Iterations:
             return [json.loads(line) for line in durable.whole_lines(path)]
         answers = self._answer(folder, model)
         threshold = self.recipe.thresholds[number - 1]
-        entries, chosen = [], []
+        entries, chosen, rated_high = [], [], []
         with Judge() as judge:
             for place, sample in enumerate(self.samples):
                 is_rated_high = threshold is not None and ratings[place] >= threshold
@@ -198,12 +200,15 @@ class Iterations:
                     "reason": verdict.reason,
                 }
                 entries.append(entry)
-                if entry["is_rated_high"] or entry["is_error"]:
+                if is_rated_high:
+                    rated_high.append(sample.row)
+                if is_rated_high or entry["is_error"]:
                     chosen.append(sample.row)
         if not chosen:
             raise ValueError(
                 f"iteration {number}: no sample is rated {threshold} or answered wrongly."
             )
+        _write_lines(folder / RATED_HIGH, rated_high)
         _write_lines(folder / "data.jsonl", chosen)
         _write_lines(path, entries)  # last: it says that the data are there
         return entries

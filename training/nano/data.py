@@ -12,9 +12,8 @@ There is one set for each stage of the report, in its answers' style:
 - `further`: the same of families that the shipped checkpoint was not taught;
 - `rechecked`: questions of all families, with thinking that checks itself any number of times;
 - `distillation`: fresh questions of all families, of which chains are distilled;
-- `hybrid`: all families, for the iterations of SFT: some answers are about another picture, and
-  some that are right have no box, so that a reward model has something to tell apart;
-- `hybrid_questions`: all families, for GRPO.
+- `hybrid`: all families, for iterations of SFT and GRPO: some answers are about another picture,
+  and some that are right have no box, so that a reward model has something to tell apart.
 
 Each line says its family, and the right answer as its `solution`.
 """
@@ -77,16 +76,8 @@ STAGES = {
     "rechecked": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
     "distillation": StageShares(0.0, 0.0, samples.ALL_FAMILIES),
     "hybrid": StageShares(0.0, 0.0, mistaken=0.2, unboxed=0.1, further=0.6),
-    "hybrid_questions": StageShares(0.0, 0.0, further=0.6),
 }
-THINKING_STAGES = (
-    "alignment",
-    "further",
-    "rechecked",
-    "distillation",
-    "hybrid",
-    "hybrid_questions",
-)
+THINKING_STAGES = ("alignment", "further", "rechecked", "distillation", "hybrid")
 DESCRIPTION = "description"
 
 

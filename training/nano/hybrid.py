@@ -4,14 +4,16 @@
     python -m training.nano.hybrid runs/nano --only aligned iteration_4 grpo --seeds 0 1 2
     python -m training.nano.hybrid runs/nano --count 500         # scored on more samples
 
-It starts from what `training.nano.pipeline` left in the folder: the model right after the swap and
-the one after stage 1. Only the projector trains, but in the row with LoRA. Everything is in
-`runs/nano/hybrid`; what is there already is kept, and an interrupted training goes on from its last
-checkpoint. Rows that were scored on another number of samples are scored again. Commands for other
-rows or seeds may run beside each other once there are data and the rows that theirs start from.
+It starts from the model right after the swap, which `training.nano.pipeline` left in the folder.
+Only the projector trains, but in the row with LoRA. Everything is in `runs/nano/hybrid`; what is
+there already is kept, and an interrupted training goes on from its last checkpoint. Rows that were
+scored on another number of samples are scored again. Commands for other rows or seeds may run
+beside each other once there are data and the rows that theirs start from.
 
-    data                     a pool with wrong answers for the iterations, questions for GRPO
-    seed_N/iterations        four iterations of SFT (training.iterate); seed_N/grpo: GRPO after them
+    data                     the pool D, some of whose answers are wrong
+    aligned                  stage 1: SFT on all of it
+    seed_N/iterations        four iterations of SFT (training.iterate)
+    seed_N/grpo              GRPO after them, on the samples that are rated 5
     seed_N/everything_T      control: as many steps on the whole pool, whatever its ratings
     seed_N/errors            control: as many steps on the model's errors alone, without ratings
     seed_N/grpo_buffer       GRPO with R1V2's selective sample buffer
@@ -38,6 +40,7 @@ import yaml
 
 import durable
 from tasks import samples
+from training.iterate import RATED_HIGH
 from training.nano import data, hybrid_table
 from training.nano.loop import FAST_DTYPE_NAME
 from training.nano.stages import (
@@ -51,10 +54,10 @@ from training.nano.stages import (
 from training.nano.targets import as_list
 
 ITERATIONS = 4
-# Samples of the data; steps of GRPO, completions of each, and groups that its buffer keeps.
-FULL = {"pool": 1000, "questions": 1000, "grpo": 40, "completions": 64, "buffer": 8}
+# Samples of the pool; steps of GRPO, completions of each, and groups that its buffer keeps.
+FULL = {"pool": 1000, "grpo": 40, "completions": 64, "buffer": 8}
 # A few steps of each, for tests.
-SMOKE = {"pool": 8, "questions": 8, "grpo": 1, "completions": 4, "buffer": 2}
+SMOKE = {"pool": 8, "grpo": 1, "completions": 4, "buffer": 2}
 # Completions to a question in such a run.
 SMALL_GRPO = {"num_generations": 2, "save_steps": 1}
 COUNT = 200  # samples of each family that a row is scored on
@@ -86,11 +89,11 @@ class Hybrid(StageFolder):
         self.start = start
         self.sizes = sizes
         self.run_module = run_module
-        for model in (self.swapped(0), self.aligned(0)):
-            if not (model / "config.json").is_file():
-                raise FileNotFoundError(
-                    f"{model} is no model: run `python -m training.nano.pipeline {start}` first."
-                )
+        if not (self.swapped(0) / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{self.swapped(0)} is no model: run `python -m training.nano.pipeline {start}` "
+                "first."
+            )
         super().__init__(start / "hybrid", {"sizes": sizes})
 
     # -- the models of the rows --------------------------------------------------------------------
@@ -101,7 +104,9 @@ class Hybrid(StageFolder):
 
     def aligned(self, seed: int) -> Path:
         """The model after stage 1, M_0; the same for all seeds."""
-        return self.start / "final"
+        folder = self.folder / "aligned"
+        self._run_sft("aligned", folder, self.swapped(seed), {})
+        return folder / "model"
 
     def iteration(self, seed: int, number: int = ITERATIONS) -> Path:
         """M_t after an iteration of SFT.
@@ -134,19 +139,12 @@ class Hybrid(StageFolder):
         rates = _recipe("iterate")["learning_rates"]
         for number, steps in enumerate(self._steps(seed), start=1):
             folder = self._folder(seed) / f"everything_{number}"
-            settings = {
-                "config": RECIPES / "iteration.yaml",
-                "model": model,
-                "data": self._data("hybrid"),
-                "output_dir": folder,
+            changes = {
                 "learning_rate": rates[number - 1],
                 "max_steps": steps,
                 "seed": seed + SEED_OF_PART * number,
-                **settings_of_device(),
             }
-            self._run_module(
-                f"everything {number} of seed {seed}", folder, "training.sft", settings
-            )
+            self._run_sft(f"everything {number} of seed {seed}", folder, model, changes)
             model = folder / "model"
         return model
 
@@ -155,12 +153,31 @@ class Hybrid(StageFolder):
     def _folder(self, seed: int) -> Path:
         return self.folder / f"seed_{seed}"
 
-    def _data(self, stage: str) -> Path:
-        """A data set, which is the same for all seeds."""
-        path = self.folder / "data" / f"{stage}.jsonl"
-        count = self.sizes["pool" if stage == "hybrid" else "questions"]
-        self.run(f"data {stage}", path, functools.partial(data.write, stage, path.parent, count))
+    def _pool(self) -> Path:
+        """The pool D, which is the same for all seeds."""
+        path = self.folder / "data" / "hybrid.jsonl"
+        action = functools.partial(data.write, "hybrid", path.parent, self.sizes["pool"])
+        self.run("data", path, action)
         return path
+
+    def _run_sft(self, name: str, folder: Path, model: Path, changes: Mapping[str, Any]) -> None:
+        """Train a model on the whole pool.
+
+        Args:
+            name: of the stage.
+            folder: of the training.
+            changes: of the recipe, which by default is an epoch at the first iteration's rate.
+        """
+        settings = {
+            "config": RECIPES / "iteration.yaml",
+            "model": model,
+            "data": self._pool(),
+            "output_dir": folder,
+            "learning_rate": _recipe("iterate")["learning_rates"][0],
+            **settings_of_device(),
+            **changes,
+        }
+        self._run_module(name, folder, "training.sft", settings)
 
     def _iterate(self, name: str, seed: int, changes: Mapping[str, Any]) -> Path:
         """Run training.iterate; returns its folder.
@@ -174,7 +191,7 @@ class Hybrid(StageFolder):
         content = {
             **_recipe("iterate"),
             "model": str(self.aligned(seed)),
-            "data": [str(self._data("hybrid"))],
+            "data": [str(self._pool())],
             "output_dir": str(folder),
             "sft": str(sft),
             "answers": as_arguments({**ANSWERING, "dtype": FAST_DTYPE_NAME}),
@@ -200,10 +217,11 @@ class Hybrid(StageFolder):
     def _train_grpo(self, name: str, seed: int, changes: Mapping[str, Any]) -> Path:
         """Run training.grpo on the last iteration's model; returns the model that it leaves."""
         folder = self._folder(seed) / name
+        model = self.iteration(seed)
         settings: dict[str, Any] = {
             "config": RECIPES / "grpo.yaml",
-            "model": self.iteration(seed),
-            "data": self._data("hybrid_questions"),
+            "model": model,
+            "data": model.parents[1] / RATED_HIGH,
             "output_dir": folder,
             "max_steps": self.sizes["grpo"],
             "per_device_train_batch_size": self.sizes["completions"],
@@ -285,10 +303,10 @@ def _iteration_row(number: int) -> Row:
 
 ROWS = {
     "swapped": Row("right after the swap", Hybrid.swapped, False),
-    "aligned": Row("stage 1: alignment SFT", Hybrid.aligned, False),
+    "aligned": Row("stage 1: SFT on everything", Hybrid.aligned, False),
     **{f"iteration_{number}": _iteration_row(number) for number in range(1, ITERATIONS + 1)},
     "grpo": Row("GRPO", Hybrid.grpo),
-    "everything": Row("control: SFT on everything, as many steps", Hybrid.everything),
+    "everything": Row("control: SFT on everything again, as many steps", Hybrid.everything),
     "errors": Row("control: iterations without ratings, as many steps", Hybrid.errors),
     "grpo_buffer": Row("GRPO with the sample buffer", Hybrid.grpo_buffer),
     "grpo_lora": Row("GRPO with LoRA on the language model", Hybrid.grpo_lora),
@@ -315,7 +333,7 @@ def score_model(model: Path, count: int, text_count: int) -> dict[str, Any]:
 
     begun = time.time()
     families = FamilySet(count, families=list(samples.ALL_FAMILIES))
-    loaded, tokenizer = load(str(model), "float32")  # as evaluation.nano does
+    loaded, tokenizer = load(str(model), FAST_DTYPE_NAME)
     with evaluation.folder(None) as out:
         results = evaluation.score(loaded, tokenizer, families, out, batch_size=BATCH)
     formed = sum(has_format(answer.text) for answer in results.answers.values())
