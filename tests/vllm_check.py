@@ -25,6 +25,7 @@ from pathlib import Path
 import openai
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from remote_code import conversation
@@ -435,3 +436,50 @@ def test_a_question_has_a_repetition_penalty_of_its_own(tmp_path, ask):
     texts = json.loads(written.read_text())
     assert texts["of the run"] == texts["its own"] != texts["none"]
     assert texts["none"] == ask(None, "What is 12 + 34?").text
+
+
+def test_grpo_generates_by_a_colocated_vllm(tmp_path):
+    """vLLM has the weights of each step: both compute the same likelihoods of what it wrote.
+
+    The questions come again at every step, so that embeddings of their images from before would be
+    seen; and at this learning rate weights from before would be, too.
+    """
+    counting, pair = PICTURES["counting_1"], [PICTURES["pair_1a"], PICTURES["pair_1b"]]
+    questions = [
+        {"images": [str(counting)], "solution": "9", "text": f"<image>\n{COUNT}"},
+        {
+            "images": [str(path) for path in pair],
+            "solution": "first",
+            "kind": "text",
+            "text": "<image>\n<image>\nWhich image shows more shapes, the first or the second?",
+        },
+        {"images": [], "solution": "46", "text": "What is 12 + 34?"},
+    ]
+    data = tmp_path / "data.jsonl"
+    with data.open("w", encoding="utf-8") as file:
+        for question in questions:
+            turns = [{"from": "human", "value": question.pop("text")}]
+            file.write(json.dumps({**question, "conversations": turns}) + "\n")
+    out = tmp_path / "grpo"
+    options = {
+        **{"config": "training/recipes/nano/grpo.yaml", "model": MODEL, "data": data},
+        **{"output_dir": out, "max_steps": 3, "per_device_train_batch_size": 24},
+        **{"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
+        **{"use_vllm": "true", "vllm_mode": "colocate", "save_strategy": "no"},
+    }
+    command = [sys.executable, "-m", "tests.vllm_grpo"]
+    for name, value in options.items():
+        command += [f"--{name}", str(value)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    differences = [
+        line["sampling/sampling_logp_difference/mean"]
+        for line in log
+        if "sampling/sampling_logp_difference/mean" in line
+    ]
+    assert len(differences) == 3 and max(differences) < 0.03
+    before, after = (load_file(folder / "model.safetensors") for folder in (MODEL, out / "model"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("mlp1.") for name in changed)

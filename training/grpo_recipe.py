@@ -113,6 +113,7 @@ class GrpoConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         self.remove_unused_columns = False
+        self.trust_remote_code = True  # vLLM loads the repository, too
         super().__post_init__()
         if self.sync_ref_model:
             raise ValueError(

@@ -19,6 +19,7 @@ from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 from trl.trainer.utils import RepeatSampler
 
 import durable
+from training import grpo_vllm
 from training.grpo_recipe import GrpoArguments, GrpoConfig
 from training.parts_trainer import PartsTrainer
 from training.progress import REWARD_PLOT_FILE, ProgressLog, plot_rewards
@@ -51,6 +52,10 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
         if needs_reference:
             args.beta = self.beta = beta
             self.ref_model = StartingModel(self.accelerator.unwrap_model(self.model))
+        if args.use_vllm:
+            processor: Any = self.processing_class
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            grpo_vllm.prepare(self.vllm_generation, unwrapped, processor.tokenizer)
         self.add_callback(ProgressLog(plot_rewards, REWARD_PLOT_FILE))
         self.add_callback(ForgetLaterCompletions())
         self.sample_buffer: SampleBuffer | None = None
