@@ -194,7 +194,7 @@ def plot(rows: Rows, names: Mapping[str, str], path: Path) -> None:
             axes.plot(dots, [place] * len(dots), ".", color=color, alpha=0.6)
     axes.set_yticks(list(places), [names[key] for key in rows])
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="share of right answers, mean over families")
+    axes.set(xlabel="share of right answers, mean over families")
     axes.grid(axis="x", alpha=0.3)
     axes.legend()
     write_figure(figure, path)
