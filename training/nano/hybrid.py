@@ -56,8 +56,8 @@ from training.nano.targets import as_list
 ITERATIONS = 4
 # Samples of the pool; steps of GRPO, completions of each, and groups that its buffer keeps.
 FULL = {"pool": 1000, "grpo": 40, "completions": 64, "buffer": 8}
-# A few steps of each, for tests.
-SMOKE = {"pool": 8, "grpo": 1, "completions": 4, "buffer": 2}
+# A few steps of each, for tests; the pool is so large that some of it is answered wrongly.
+SMOKE = {"pool": 32, "grpo": 1, "completions": 4, "buffer": 2}
 # Completions to a question in such a run.
 SMALL_GRPO = {"num_generations": 2, "save_steps": 1}
 COUNT = 200  # samples of each family that a row is scored on
