@@ -38,6 +38,8 @@ PICTURES = {path.stem: path for path in (ROOT / "examples" / "images").glob("*.p
 CALCULATE = "What is the result of the calculation in the image?"
 COUNT = "How many shapes are in the image?"
 MAX_TOKENS = 128
+# Of vLLM in a process of its own
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
 CLIENT = str(ROOT / ".venv" / "bin" / "python")  # has EvalScope, which vLLM's environment has not
 SERVER = (
     "--trust-remote-code",
@@ -129,12 +131,7 @@ def server(tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }
+    environment = {**ENVIRONMENT, "VLLM_NO_USAGE_STATS": "1"}
     command = [str(Path(sys.executable).parent / "vllm"), "serve", str(MODEL), *SERVER]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as output:
@@ -369,8 +366,7 @@ def test_offline_engine_equals_transformers(tmp_path, ask):
         command = [sys.executable, "-m", "serving.offline", str(questions), str(answers)]
         command += ["--model", str(MODEL), "--engine", engine, "--dtype", "float32"]
         command += ["--max-new-tokens", str(MAX_TOKENS), *more]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-        process = subprocess.run(command, cwd=ROOT, env=environment)
+        process = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT)
         records = [json.loads(line) for line in answers.read_text().splitlines()]
         (failed,) = (
             records.pop(index) for index, entry in enumerate(records) if entry["id"] == "too long"
@@ -390,8 +386,7 @@ def test_offline_engine_draws_several_answers(tmp_path):
     command += ["--model", str(MODEL), "--engine", "vllm", "--dtype", "float32"]
     command += ["--temperature", "1.5", "--answers", "3", "--seed", "7", "--thinking-budget", "8"]
     command += ["--vllm-options", '{"enforce_eager": true, "max_model_len": 4096}']
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
     drawn = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [entry["number"] for entry in drawn] == [0, 1, 2]
     assert len({entry["text"] for entry in drawn}) > 1
@@ -399,7 +394,7 @@ def test_offline_engine_draws_several_answers(tmp_path):
     for entry in drawn:
         assert len(tokenizer(entry["thinking"], add_special_tokens=False)["input_ids"]) <= 8
     answers.write_text("".join(json.dumps(entry) + "\n" for entry in drawn if entry["number"] != 1))
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
     again = {entry["number"]: entry for entry in map(json.loads, answers.read_text().splitlines())}
     assert again[1]["text"] == drawn[1]["text"]
 
@@ -429,10 +424,9 @@ def test_a_question_has_a_repetition_penalty_of_its_own(tmp_path, ask):
 
     The penalty is far from a sensible one, because nano writes the same under 2.
     """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     written = tmp_path / "texts.json"
     command = [sys.executable, "-c", PENALTIES, str(MODEL), str(written)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
     texts = json.loads(written.read_text())
     assert texts["of the run"] == texts["its own"] != texts["none"]
     assert texts["none"] == ask(None, "What is 12 + 34?").text
@@ -470,8 +464,7 @@ def test_grpo_generates_by_a_colocated_vllm(tmp_path):
     command = [sys.executable, "-m", "tests.vllm_grpo"]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
 
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     differences = [

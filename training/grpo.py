@@ -81,7 +81,6 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
         )
     if not torch.cuda.is_available():
         config.dataloader_pin_memory = False  # there is no other memory to copy to
-    prompts = load_prompts(recipe.data, recipe.image_root)
     model_config: Any = AutoConfig.from_pretrained(recipe.model, trust_remote_code=True)
     most_tiles = model_config.max_dynamic_patch
     if config.use_vllm and recipe.max_tiles not in (None, most_tiles):
@@ -89,6 +88,7 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
             f"max_tiles={recipe.max_tiles}: vLLM makes up to {most_tiles} tiles, as the model's "
             "config.json says (max_dynamic_patch). Leave max_tiles out, or change the model's."
         )
+    prompts = load_prompts(recipe.data, recipe.image_root)
     processor: Any = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
     if recipe.max_tiles is not None:
         processor.image_processor.max_patches = recipe.max_tiles

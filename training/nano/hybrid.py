@@ -114,7 +114,7 @@ class Hybrid(StageFolder):
         Args:
             number: t, from 1.
         """
-        return self._iterate("iterations", seed, {}) / f"iteration_{number}" / "sft" / "model"
+        return self._iteration(seed, number) / "sft" / "model"
 
     def grpo(self, seed: int) -> Path:
         """The model after the last iteration and GRPO."""
@@ -209,23 +209,25 @@ class Hybrid(StageFolder):
         self.run(f"{name} of seed {seed}", last, action)
         return folder
 
+    def _iteration(self, seed: int, number: int) -> Path:
+        """The folder of an iteration, t from 1."""
+        return self._iterate("iterations", seed, {}) / f"iteration_{number}"
+
     def _steps(self, seed: int) -> list[int]:
         """The optimizer steps that each iteration took."""
-        folder = self._iterate("iterations", seed, {})
         steps = []
         for number in range(1, ITERATIONS + 1):
-            summary = durable.read_json(folder / f"iteration_{number}" / "sft" / "summary.json")
+            summary = durable.read_json(self._iteration(seed, number) / "sft" / "summary.json")
             steps.append(summary["steps"])
         return steps
 
     def _train_grpo(self, name: str, seed: int, changes: Mapping[str, Any]) -> Path:
         """Run training.grpo on the last iteration's model; returns the model that it leaves."""
         folder = self._folder(seed) / name
-        model = self.iteration(seed)
         settings: dict[str, Any] = {
             "config": RECIPES / "grpo.yaml",
-            "model": model,
-            "data": model.parents[1] / RATED_HIGH,
+            "model": self.iteration(seed),
+            "data": self._iteration(seed, ITERATIONS) / RATED_HIGH,
             "output_dir": folder,
             "max_steps": self.sizes["grpo"],
             "per_device_train_batch_size": self.sizes["completions"],
