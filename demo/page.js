@@ -1,5 +1,5 @@
 // What Gradio's components lack: names and roles that screen readers need, added whenever the page
-// changes; and the same picture can be chosen twice in a row.
+// changes; the key Enter shows a thinking; and the same picture can be chosen twice in a row.
 () => {
     const each = (selector, change) => document.querySelectorAll(selector).forEach(change);
 
@@ -19,6 +19,13 @@
         each("#conversation .title button[aria-label='']", (button) =>
             button.setAttribute("aria-label", "Show or fold the thinking"));
     }
+
+    // Enter on that inner button is a click as well, which would fold again what the line, to which
+    // the key goes on, has just shown.
+    document.addEventListener("keydown", (event) => {
+        if (event.key === "Enter" && event.target.closest("#conversation .title button"))
+            event.stopPropagation();
+    }, true);
 
     // A browser tells of a choice only where it differs from the last.
     document.addEventListener("change", (event) => {

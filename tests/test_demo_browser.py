@@ -47,6 +47,14 @@ IS_ANSWERED = """() => {
     return last === "bot" && !document.querySelector("#question .stop-button")
         && document.querySelector("#question .submit-button");
 }"""
+END_OF_ANIMATIONS = """async part => {
+    const frame = () => new Promise(requestAnimationFrame);
+    await frame();
+    await frame();
+    const moves = part.getAnimations({subtree: true});
+    await Promise.allSettled(moves.map(move => move.finished));
+    await frame();
+}"""
 NARROW = {"width": 360, "height": 740}  # CSS pixels of a small phone
 
 
@@ -109,6 +117,10 @@ class Visitor:
         """The last answer, once it is complete."""
         self.page.wait_for_function(IS_ANSWERED, timeout=30_000)
         return self.conversation.get_by_test_id("bot").last
+
+    def end_of_animations(self):
+        """Wait until nothing of the conversation moves, nor what an event has just begun."""
+        self.conversation.evaluate(END_OF_ANIMATIONS)
 
     def button(self, name):
         return self.page.get_by_role("button", name=name, exact=True)
@@ -195,9 +207,21 @@ def test_text_is_streamed_and_the_thinking_folded(visitor, served):
     expect(conversation.get_by_text("Then I count.")).not_to_be_visible()
     line = conversation.locator(".title")
     expect(line).to_contain_text(re.compile(r"Thought\s*7 tokens\s*\(\d+\.\d+s\)"))
-    conversation.get_by_label("Show or fold the thinking").focus()
-    visitor.page.keyboard.press("Enter")
-    expect(conversation.get_by_text("Then I count.")).to_be_visible()
+
+
+@pytest.mark.parametrize("key", ["Enter", "Space"])
+def test_a_key_shows_the_thinking_and_folds_it(visitor, served, key):
+    scripted(served, ["First I look.", THINK_END, "Two shapes."])
+    visitor.ask("How many?")
+    visitor.answer()
+    thinking = visitor.conversation.get_by_text("First I look.")
+    visitor.end_of_animations()
+    expect(thinking).not_to_be_visible()
+    visitor.conversation.get_by_label("Show or fold the thinking").focus()
+    for is_shown in (True, False):
+        visitor.page.keyboard.press(key)
+        visitor.end_of_animations()  # what is being folded can still be seen
+        expect(thinking).to_be_visible(visible=is_shown)
 
 
 FORMULAS = (  # a text, and the letters of its formula
