@@ -233,17 +233,18 @@ class ImageFeatureMixin:
 
         A step of training needs a gradient for something that trains, and over several processes
         for everything that trains. It comes from a blank tile (of padding, where the batch has
-        one), or from the projector alone where the vision tower does not train.
+        one), or from the projector alone where the vision tower does not train. With parameters
+        sharded over processes it is always a tile, without gradients too.
         """
-        if not self.training or not torch.is_grad_enabled():
-            return inputs_embeds
+        is_sharded = self.whole_batches_of_tiles
         tower_trains = any(weight.requires_grad for weight in self.vision_model.parameters())
         projector_trains = any(weight.requires_grad for weight in self.mlp1.parameters())
-        if not tower_trains and not projector_trains:
+        has_gradient = self.training and torch.is_grad_enabled()
+        if not is_sharded and not (has_gradient and (tower_trains or projector_trains)):
             return inputs_embeds
         if padding is not None and len(padding):
             features = self.extract_feature(padding[:1])
-        elif tower_trains:
+        elif tower_trains or is_sharded:
             vision = self.config.vision_config
             weight = self.vision_model.embeddings.patch_embedding.weight
             side = vision.image_size

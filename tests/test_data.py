@@ -608,6 +608,43 @@ def test_a_batch_of_text_has_a_gradient_of_zero(parts):
         assert torch.equal(model(**batch, **flags).logits, model(**batch).logits)
 
 
+SHARDED = [
+    ("mlp1", True, "a step"),
+    ("mlp1", False, "an evaluation, or the reference of GRPO"),
+    ("language_model", True, "a step of what is no part of the vision"),
+]
+
+
+@pytest.mark.parametrize("trained, is_step, reason", SHARDED, ids=[row[2] for row in SHARDED])
+def test_sharded_parameters_are_gathered_for_text_too(parts, images, trained, is_step, reason):
+    """Processes gather each module together, whether their batches have images or not."""
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoints.NANO, trust_remote_code=True)
+    model.requires_grad_(False)
+    getattr(model, trained).requires_grad_(True)
+    model.whole_batches_of_tiles = True
+    model.train(is_step)
+    called = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: called.append(name))
+    encode = encoder(parts)
+    text = encode(parse_row({"conversations": turn("Hi", "Hello.")}))
+    picture = encode(
+        parse_row({"image": "wide.png", "conversations": turn("What?", "It is.")}), images
+    )
+    calls = []
+    for sample in (text, picture):
+        batch = Collator(999, (3, 112, 112))([sample])
+        if sample is text and not is_step:  # as TRL's GRPO has it
+            del batch["pixel_values"], batch["image_flags"]
+        called.clear()
+        with torch.set_grad_enabled(is_step):
+            model(**batch)
+        calls.append(list(called))
+    assert calls[0] == calls[1] and "vision_model.encoder.layers.0" in calls[0]
+
+
 def test_unknown_rules_are_errors(parts):
     with pytest.raises(ValueError, match="long_samples='cut' is unknown"):
         encoder(parts, long_samples="cut")

@@ -259,13 +259,6 @@ def test_the_reference_is_a_copy_of_the_model_at_the_start(data, tmp_path):
         assert (trainer.model(**inputs).logits - expected).abs().max() > 0.1
 
 
-def test_sharded_weights_are_refused(data, tmp_path, monkeypatch):
-    recipe, config = grpo_recipe.parse(arguments(data, tmp_path / "run"))
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="not with FSDP or ZeRO-3"):
-        grpo.make_trainer(recipe, config)
-
-
 # -- the sample buffer -----------------------------------------------------------------------------
 
 

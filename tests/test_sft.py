@@ -21,7 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer
 
-from tests import checkpoints
+from tests import checkpoints, cpu_processes
 from training import recipe, select, sft
 from training.frozen import assert_frozen, checksums, freeze
 from training.nano import data as nano_data
@@ -29,7 +29,6 @@ from training.resume import last_checkpoint, mark_complete
 from training.trainer import EpochSeededLengthSampler
 
 RECIPES = checkpoints.ROOT / "training" / "recipes"
-TWO_PROCESSES = RECIPES / "accelerate" / "two_cpu_processes.yaml"
 # Three float32 copies of mlp1's 330,240 parameters, and small files; all parameters are 45 MB
 BYTES_OF_CHECKPOINT = 6e6
 STAGES = ("mlp_init_1", "mlp_init_2", "mlp_init_3", "alignment_sft")
@@ -153,19 +152,10 @@ def test_gradient_checkpointing_and_mixed_precision(samples, tmp_path):
     assert first[0] == pytest.approx(first[2], rel=0.1)
 
 
-def launch(flags, config=None, module="training.sft"):
-    """Start a recipe in a new process or, with a configuration of accelerate, in several."""
-    command = [sys.executable, "-m", module]
-    if config:
-        launcher = [
-            "-m",
-            "accelerate.commands.launch",
-            "--config_file",
-            str(config),
-            "--main_process_port",
-            "29577",
-        ]
-        command[1:1] = launcher
+def launch(flags, launcher=()):
+    """Start a recipe in a new process or, with one of `cpu_processes`, in several."""
+    module = "tests.cpu_processes" if launcher else "training.sft"
+    command = [sys.executable, *launcher, "-m", module]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -198,7 +188,7 @@ def test_two_processes_train_as_one(samples, tmp_path):
     finish(one)
     two = launch(
         arguments(samples, tmp_path / "two", **{**settings, "per_device_train_batch_size": 2}),
-        TWO_PROCESSES,
+        cpu_processes.TWO_PROCESSES,
     )
     finish(two)
     first, second = losses(tmp_path / "one"), losses(tmp_path / "two")
@@ -209,33 +199,15 @@ def test_two_processes_train_as_one(samples, tmp_path):
     torch.testing.assert_close(ours["mlp1.1.weight"], theirs["mlp1.1.weight"], atol=2e-4, rtol=1e-3)
 
 
-def sharded_config(kind, folder, mixed_precision):
-    """A shipped configuration for many GPUs, cut down to two or four processes on a CPU."""
-    if kind == "zero3":
-        pytest.importorskip(
-            "deepspeed", reason="ZeRO-3 needs DeepSpeed, which this package does not install"
-        )
-    config = yaml.safe_load((RECIPES / "accelerate" / f"{kind}.yaml").read_text())
-    config.update(
-        num_machines=1, num_processes=2, mixed_precision=mixed_precision, use_cpu=kind == "fsdp"
-    )
-    if kind == "hsdp":
-        config["num_processes"] = 4
-        config["parallelism_config"]["parallelism_config_dp_shard_size"] = 2
-    path = folder / f"{kind}_{mixed_precision}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
 # Two processes with replicas are in the default suite; two minutes of sharded ones are not.
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
-    """The same losses and weights, also when resumed, on two CPUs: see tests/sharded_on_cpu.py.
+    """The same losses and weights, also when resumed, on two CPUs: see tests/cpu_processes.py.
 
     Evaluations are in between, of 10 samples, some of which have more tiles than others.
     """
-    config = sharded_config(kind, tmp_path, "no")
+    config = cpu_processes.sharded_config(kind, tmp_path, "no")
     settings = {
         "max_steps": 4,
         "gradient_checkpointing": "true",
@@ -253,7 +225,7 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
             tmp_path / "sharded",
             **{**settings, "per_device_train_batch_size": 2, "save": result},
         )
-        finish(launch(flags, config, "tests.sharded_on_cpu"))
+        finish(launch(flags, cpu_processes.launcher(config)))
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
         summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())
         # Batches are half as large there, and the mean is over batches
@@ -284,7 +256,7 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
 @pytest.mark.slow  # four processes
 def test_replicas_of_shards_are_one_process(samples, tmp_path):
     """Two replicas of two shards: the losses of one process, and of a run that went on."""
-    config = sharded_config("hsdp", tmp_path, "no")
+    config = cpu_processes.sharded_config("hsdp", tmp_path, "no")
     settings = {
         "max_steps": 3, "gradient_checkpointing": "true", "save_strategy": "steps",
         "save_steps": 2, "save": "mlp1",
@@ -294,7 +266,7 @@ def test_replicas_of_shards_are_one_process(samples, tmp_path):
         samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 1}
     )
     for _ in ("whole", "resumed"):
-        finish(launch(flags, config, "tests.sharded_on_cpu"))
+        finish(launch(flags, cpu_processes.launcher(config)))
         assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
         shutil.rmtree(tmp_path / "sharded" / "checkpoint-3")
     ours, theirs = (
@@ -307,7 +279,7 @@ def test_replicas_of_shards_are_one_process(samples, tmp_path):
 @pytest.mark.parametrize("kind", ["fsdp", "zero3"])
 def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
     """As at 38B: what is frozen in bfloat16, what trains in float32, and LoRA saved by itself."""
-    config = sharded_config(kind, tmp_path, "bf16")
+    config = cpu_processes.sharded_config(kind, tmp_path, "bf16")
     settings = {
         "bf16": "true", "model_dtype": "bfloat16", "gradient_checkpointing": "true",
         "max_steps": 2, "train": ["lora"], "save": ["adapter"],
@@ -316,7 +288,7 @@ def test_sharded_in_half_precision_with_an_adapter(samples, tmp_path, kind):
     flags = arguments(
         samples, tmp_path / "sharded", **{**settings, "per_device_train_batch_size": 2}
     )
-    finish(launch(flags, config, "tests.sharded_on_cpu"))
+    finish(launch(flags, cpu_processes.launcher(config)))
     assert losses(tmp_path / "sharded") == pytest.approx(losses(tmp_path / "one"), rel=0.02)
     # Every tensor of the files that is not trained, LoRA's names or not
     summary = json.loads((tmp_path / "sharded" / "summary.json").read_text())

@@ -1,7 +1,7 @@
 """GRPO of a Skywork-R1V repository with rule-based rewards, on TRL (report, section 2.2).
 
     python -m training.grpo --config training/recipes/nano/grpo.yaml
-    accelerate launch --config_file training/recipes/accelerate/one_gpu.yaml \\
+    accelerate launch --config_file training/recipes/accelerate/fsdp.yaml \\
         -m training.grpo --config training/recipes/38b/grpo.yaml
 
 A YAML file holds fields of `GrpoArguments` (training/grpo_recipe.py) and of TRL's `GRPOConfig`; the
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -33,12 +34,14 @@ from training.frozen import assert_frozen
 from training.grpo_data import load_prompts
 from training.grpo_recipe import MODEL, RULES, GrpoArguments, GrpoConfig, parse
 from training.grpo_trainer import GrpoTrainer
+from training.parts import adapters_among
 from training.progress import REWARD_PLOT_FILE, plot_rewards, write_log
 from training.raters import make_rater
 from training.recipe import lora_config
-from training.results import count_trained, first_and_last, save_results
+from training.results import count_trained, first_and_last, gather_results, save_results
 from training.resume import check_same_run, describe_run
 from training.reward_model import ModelReward
+from training.sharded import Weights
 
 RATINGS_FILE = "ratings.sqlite"
 LOGGED = ("reward", "completions/mean_length", "frac_reward_zero_std", "entropy", "kl")
@@ -61,9 +64,10 @@ def train(recipe: GrpoArguments, config: GrpoConfig) -> dict[str, Any]:
         return summary
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     unchanged = assert_frozen(model, trainer.frozen)
+    gathered = gather_results(trainer, recipe)
     summary = summarize(trainer, time.time() - start, unchanged)
     if trainer.is_world_process_zero():
-        write_results(trainer, recipe, summary)
+        write_results(trainer, recipe, summary, gathered)
     return summary
 
 
@@ -72,13 +76,12 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
 
     Raises:
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit; or
-            weights that are to be shared out over processes; or tiles that vLLM would not make.
+            weights that are shared out in a way that does; or tiles that vLLM would not make.
     """
-    if sft.is_sharded(config):
-        raise ValueError(
-            "GRPO runs on GPUs that hold the whole model each (DDP), not with FSDP or ZeRO-3: "
-            "`python -m memory.grpo RECIPE --gpu-gb …` says what a GPU needs."
-        )
+    shards = sft.is_sharded(config)
+    sft.check_processes(recipe, config, shards)
+    if shards:
+        _check_shards(recipe, config)
     if not torch.cuda.is_available():
         config.dataloader_pin_memory = False  # there is no other memory to copy to
     model_config: Any = AutoConfig.from_pretrained(recipe.model, trust_remote_code=True)
@@ -98,7 +101,7 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
     folder = Path(str(config.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     keywords: Any = config.model_init_kwargs or {}
-    model = sft.load_model(recipe, shards=False, keywords=keywords)
+    model = sft.load_model(recipe, shards, keywords)
     config.model_init_kwargs = None  # done
     return GrpoTrainer(
         model,
@@ -108,7 +111,30 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
         processing_class=processor,
         peft_config=lora_config(recipe),
         recipe=recipe,
+        is_sharded=shards,
     )
+
+
+def _check_shards(recipe: GrpoArguments, config: GrpoConfig) -> None:
+    """Raise ValueError for settings with which GRPO cannot run on weights that are shared out."""
+    sharding = "FSDP" + os.environ.get("FSDP_VERSION", "1")  # of `accelerate launch`
+    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        sharding = "DeepSpeed"
+    if sharding != "FSDP2":
+        raise ValueError(
+            f"GRPO with weights shared out by {sharding}: expected FSDP2, as in "
+            "training/recipes/accelerate/fsdp.yaml."
+        )
+    if not config.use_vllm:
+        raise ValueError(
+            "FSDP without use_vllm: each token would gather all weights on every GPU. Let vLLM "
+            "generate (use_vllm: true), or let each GPU hold the whole model (ddp.yaml)."
+        )
+    if adapters_among(recipe.train):
+        raise ValueError(
+            f"train={recipe.train} with FSDP: LoRA cannot be merged for vLLM where no GPU holds "
+            "the whole weights. Let each hold the whole model (ddp.yaml), or leave LoRA out."
+        )
 
 
 def reward_functions(recipe: GrpoArguments, template: str, folder: Path) -> list[Any]:
@@ -149,11 +175,18 @@ def summarize(trainer: GrpoTrainer, seconds: float, unchanged: int) -> dict[str,
     }
 
 
-def write_results(trainer: GrpoTrainer, recipe: GrpoArguments, summary: dict[str, Any]) -> None:
-    """Write everything into the output directory; the summary comes last and marks the end."""
+def write_results(
+    trainer: GrpoTrainer, recipe: GrpoArguments, summary: dict[str, Any], gathered: Weights | None
+) -> None:
+    """Write everything into the output directory; the summary comes last and marks the end.
+
+    Args:
+        summary: gets the sizes of the files of all results.
+        gathered: all weights, where no process holds a whole model.
+    """
     folder = Path(str(trainer.args.output_dir))
     (folder / "summary.json").unlink(missing_ok=True)
-    save_results(trainer, recipe, folder)
+    save_results(trainer, recipe, folder, gathered)
     history = trainer.state.log_history
     write_log(history, folder)
     plot_rewards(history, folder / REWARD_PLOT_FILE)

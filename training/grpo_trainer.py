@@ -25,6 +25,7 @@ from training.parts_trainer import PartsTrainer
 from training.progress import REWARD_PLOT_FILE, ProgressLog, plot_rewards
 from training.rewards import text_of
 from training.sample_buffer import SampleBuffer
+from training.sharded import Weights, local_part, trained_parameters
 
 COMPLETIONS_FILE = "completions.jsonl"
 
@@ -49,9 +50,14 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
             args = copy.copy(args)
             args.beta = 0.0
         super().__init__(model, args=args, recipe=recipe, **keywords)
+        self.start: StartingModel | None = None
         if needs_reference:
             args.beta = self.beta = beta
-            self.ref_model = StartingModel(self.accelerator.unwrap_model(self.model))
+            self.ref_model = self.start = StartingModel(self.accelerator.unwrap_model(self.model))
+        if self.accelerator.num_processes > 1:
+            # TRL gathers the images of every process, and one whose questions have none takes no
+            # part: all would wait forever.
+            self.log_multimodal = False
         if args.use_vllm:
             processor: Any = self.processing_class
             unwrapped = self.accelerator.unwrap_model(self.model)
@@ -142,6 +148,24 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
                 }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
+    # -- the reference -----------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As PartsTrainer's; the start is kept from before."""
+        self._keep_start()
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
+        """As PartsTrainer's; then each process has its part of the weights, which it keeps."""
+        prepared = super()._prepare_for_training(*arguments, **keywords)
+        self._keep_start()
+        return prepared
+
+    def _keep_start(self) -> None:
+        """Keep what trains for the reference, unless that is done."""
+        if self.start is not None and not self.start.weights:
+            self.start.keep()
+
     # -- the buffer in checkpoints -----------------------------------------------------------------
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -164,23 +188,42 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
 class StartingModel:
     """A model as it was at the start of its training: the reference of the KL term.
 
-    What is frozen has not changed since. So this is the model itself, computed with copies of what
-    trains.
+    What is frozen has not changed since. So this is the model itself, with the weights of the start
+    in the place of what trains while it computes.
 
     Args:
-        model: before its first step.
+        model: that trains; under FSDP2, each process has its part of the weights.
+
+    Attributes:
+        weights: those of the start by name, or this process's part of them; none before `keep`.
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
-        self.weights: dict[str, torch.Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self.weights[name] = parameter.detach().clone()
+        self.weights: Weights = {}
 
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Take the model as it is for that of the start."""
+        for name, parameter in trained_parameters(self.model):
+            self.weights[name] = local_part(parameter).detach().clone()
+
+    @torch.no_grad()
     def __call__(self, **inputs: Any) -> Any:
-        """What the model at the start gives for these inputs."""
-        return torch.func.functional_call(self.model, self.weights, (), inputs)
+        """What the model at the start gives for these inputs, without gradients."""
+        self._exchange()
+        try:
+            return self.model(**inputs)
+        finally:
+            self._exchange()
+
+    def _exchange(self) -> None:
+        """Exchange the weights of the start and those of now, one by one."""
+        for name, parameter in trained_parameters(self.model):
+            part = local_part(parameter)
+            now = part.clone()
+            part.copy_(self.weights[name])
+            self.weights[name] = now
 
 
 class ForgetLaterCompletions(TrainerCallback):

@@ -18,7 +18,7 @@ from training.card import model_card
 from training.parts_trainer import PartsTrainer
 from training.progress import PLOT_FILE, plot_history, values_by_step, write_log
 from training.recipe import RecipeArguments
-from training.sharded import Weights, trained_parameters
+from training.sharded import Weights, gather, trained_parameters
 from training.trainer import RecipeTrainer
 
 
@@ -66,6 +66,26 @@ def count_trained(model: Any) -> int:
         # Between steps ZeRO-3 leaves placeholders, which remember the size
         total += getattr(parameter, "ds_numel", parameter.numel())
     return total
+
+
+def gather_results(trainer: PartsTrainer, recipe: RecipeArguments) -> Weights | None:
+    """The weights that the results need, on the first process, where each holds a part of them.
+
+    Only a whole repository needs all weights. Every process has to call it.
+
+    Returns:
+        None where every process holds the whole model.
+    """
+    if not trainer.is_sharded:
+        return None
+    accelerator: Any = trainer.accelerator
+    if "model" in recipe.save:
+        return accelerator.get_state_dict(trainer.model_wrapped)
+    model: Any = accelerator.unwrap_model(trainer.model)
+    needed = trained_parameters(model)
+    if "mlp1" in recipe.save and "mlp1" not in recipe.train:
+        needed += [pair for pair in model.named_parameters() if pair[0].startswith("mlp1.")]
+    return gather(needed, keep=trainer.is_world_process_zero())
 
 
 def write_results(

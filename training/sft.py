@@ -40,10 +40,9 @@ from training.recipe import (
     set_evaluation,
 )
 from training.recipe_data import build_dataset, build_eval_dataset, workers_of_stream
-from training.results import summarize, write_results
+from training.results import gather_results, summarize, write_results
 from training.resume import check_same_run, describe_run, finished, is_at_end, last_checkpoint
 from training.sample_encoder import Collator, SampleEncoder
-from training.sharded import Weights, gather, trained_parameters
 from training.sources import StreamedConversations
 from training.trainer import RecipeTrainer
 
@@ -65,7 +64,7 @@ def train(recipe: RecipeArguments, config: TrainingConfig) -> dict[str, Any]:
         return summary
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     unchanged = assert_frozen(model, trainer.frozen)
-    gathered = _gather_results(trainer, recipe) if trainer.is_sharded else None
+    gathered = gather_results(trainer, recipe)
     summary = summarize(trainer, time.time() - start, unchanged)
     if trainer.is_world_process_zero():
         write_results(trainer, recipe, summary, gathered)
@@ -80,7 +79,7 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
     """
     config = copy.copy(config)  # some settings follow from the recipe and the data
     shards = is_sharded(config)
-    _check_processes(recipe, config, shards)
+    check_processes(recipe, config, shards)
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
     set_evaluation(recipe, config)
@@ -121,15 +120,15 @@ def is_sharded(config: Any) -> bool:
     return False
 
 
-def _check_processes(recipe: RecipeArguments, config: TrainingConfig, shards: bool) -> None:
+def check_processes(recipe: RecipeArguments, config: Any, shards: bool) -> None:
     """Raise ValueError for processes or sharding with which the recipe cannot run."""
     if config.n_gpu > 1:
         # transformers would replicate the model with DataParallel, which separates tiles from the
         # rows they belong to
         raise ValueError(
             f"{config.n_gpu} GPUs are visible to one process: start one for each with `accelerate "
-            "launch --config_file training/recipes/accelerate/….yaml -m training.sft …`, or show "
-            "it one with CUDA_VISIBLE_DEVICES=0."
+            "launch --config_file training/recipes/accelerate/….yaml -m …`, or show it one with "
+            "CUDA_VISIBLE_DEVICES=0."
         )
     if shards and recipe.eval_answers:
         raise ValueError(
@@ -248,21 +247,6 @@ def _progress_before(
         progress = [checkpoint, finished(recipe, config, checkpoint)]
     checkpoint, summary = broadcast_object_list(progress)
     return checkpoint, summary
-
-
-def _gather_results(trainer: RecipeTrainer, recipe: RecipeArguments) -> Weights:
-    """The weights that the results need, on the first process, where each holds a part of them.
-
-    Only a whole repository needs all weights.
-    """
-    if "model" in recipe.save:
-        accelerator: Any = trainer.accelerator
-        return accelerator.get_state_dict(trainer.model_wrapped)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    needed = trained_parameters(model)
-    if "mlp1" in recipe.save and "mlp1" not in recipe.train:
-        needed += [pair for pair in model.named_parameters() if pair[0].startswith("mlp1.")]
-    return gather(needed, keep=trainer.is_world_process_zero())
 
 
 def main() -> None:

@@ -45,13 +45,14 @@ def gather(parameters: Iterable[tuple[str, torch.Tensor]], keep: bool) -> Weight
     """
     weights = {}
     for name, parameter in parameters:
-        whole = _whole(parameter)
+        whole = whole_parameter(parameter)
         if keep:
             weights[name] = whole.detach().to("cpu", copy=True).contiguous()
     return weights
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
+def whole_parameter(parameter: torch.Tensor) -> torch.Tensor:
+    """A parameter of which each process holds a part; every process has to call it."""
     if isinstance(parameter, DTensor):
         return parameter.full_tensor()
     if hasattr(parameter, "ds_tensor"):
