@@ -1,11 +1,14 @@
 """What GRPO needs, before any GPU is rented: policy, generation, tokens and hours.
 
-    python -m memory.grpo training/recipes/38b/grpo.yaml --gpus 8 --gpu-gb 141
+    python -m memory.grpo training/recipes/38b/grpo.yaml --gpus 8 --sharding fsdp
+    python -m memory.grpo training/recipes/38b/grpo.yaml --gpus 8 --sharding fsdp \\
+        --vllm-mode colocate --vllm-tensor-parallel-size 8
     python -m memory.grpo training/recipes/38b/grpo_r1v3.yaml --gpus 16 --tokens-per-second 5000
 
 The policy is a training stage of `max_completion_length` tokens behind the longest prompt
 (memory/training.py). vLLM generates: in server mode on GPUs of its own, in colocate mode in the
-share `vllm_gpu_memory_utilization` of each GPU of the policy. With `beta` above 0 there is a
+share `vllm_gpu_memory_utilization` of each GPU of the policy, of which
+`vllm_tensor_parallel_size` hold the weights together. With `beta` above 0 there is a
 reference, which is the model itself with what trains as it was at the start. A reward model has a
 server of its own, whose size its own configuration decides.
 """
@@ -29,6 +32,7 @@ from training.parts import adapters_among
 TEXT_TOKENS = 512  # of a prompt, beside its images
 COLOCATED_SHARE = 0.3  # of a GPU: TRL's vllm_gpu_memory_utilization unless a recipe says otherwise
 SECONDS_PER_HOUR = 3600
+MODES = ("server", "colocate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Rollouts:
         gradient_accumulation_steps: of these in an optimizer step.
         vllm_mode: "server" or "colocate".
         vllm_gpu_memory_utilization: share of a GPU that vLLM takes in colocate mode.
+        vllm_tensor_parallel_size: GPUs that hold one vLLM together in colocate mode.
     """
 
     num_generations: int = 8
@@ -56,6 +61,7 @@ class Rollouts:
     gradient_accumulation_steps: int = 1
     vllm_mode: str = "colocate"
     vllm_gpu_memory_utilization: float = COLOCATED_SHARE
+    vllm_tensor_parallel_size: int = 1
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Rollouts:
@@ -114,6 +120,36 @@ def generation_bytes(
     return {"weights": weights, "cache": round(cache)}
 
 
+def colocated_bytes(
+    needed: dict[str, int], rollouts: Rollouts, gpus: int, gpu_bytes: float
+) -> dict[str, int]:
+    """Bytes of vLLM on each GPU that trains, by name; vLLM's own activations are not counted.
+
+    Args:
+        needed: `generation_bytes` of all completions of a step.
+        gpus: that train.
+        gpu_bytes: of each, everything counted.
+
+    Returns:
+        "weights"; "cache": what is left of vLLM's share, below 0 where the weights do not fit;
+        "cache of all completions": with which none has to wait.
+
+    Raises:
+        ValueError: GPUs that do not divide into groups with a vLLM each.
+    """
+    size = rollouts.vllm_tensor_parallel_size
+    if size < 1 or gpus % size:
+        raise ValueError(
+            f"vllm_tensor_parallel_size={size}: expected a number that divides {gpus} GPUs."
+        )
+    weights = needed["weights"] // size
+    return {
+        "weights": weights,
+        "cache": round(rollouts.vllm_gpu_memory_utilization * gpu_bytes) - weights,
+        "cache of all completions": needed["cache"] // gpus,
+    }
+
+
 def server_gpus(needed: dict[str, int], gpu_bytes: float) -> int | None:
     """GPUs of the smallest server whose vLLM holds weights and cache; None where 8 are too few."""
     for gpus in sorted(TENSOR_PARALLEL_SIZES):
@@ -129,6 +165,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=8, help="number of GPUs that train")
     parser.add_argument("--sharding", choices=training.SHARDINGS, default="none")
     parser.add_argument("--gpu-gb", type=float, default=80.0, help="memory of a GPU in GB")
+    parser.add_argument(
+        "--vllm-mode", choices=MODES, help="where vLLM generates; by default as the recipe says"
+    )
+    parser.add_argument(
+        "--vllm-tensor-parallel-size", type=int, help="GPUs of a vLLM that is colocated"
+    )
     parser.add_argument(
         "--mean-tokens",
         type=float,
@@ -150,29 +192,40 @@ def plan(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     stage = training.Stage.from_yaml(arguments.recipe)
     rollouts = Rollouts.from_yaml(arguments.recipe)
+    for name in ("vllm_mode", "vllm_tensor_parallel_size"):
+        if getattr(arguments, name) is not None:
+            rollouts = dataclasses.replace(rollouts, **{name: getattr(arguments, name)})
     config = sizes.load_config(arguments.model)
-    gpu_bytes = arguments.gpu_gb * sizes.GIGABYTE - sizes.CUDA_CONTEXT
+    whole_gpu = arguments.gpu_gb * sizes.GIGABYTE
     policy = policy_bytes(config, stage, rollouts, arguments.gpus, arguments.sharding)
     completions = rollouts.completions(arguments.gpus)
     generation = generation_bytes(config, rollouts, completions)
-    left = gpu_bytes
-    if rollouts.vllm_mode == "colocate":
-        left -= rollouts.vllm_gpu_memory_utilization * arguments.gpu_gb * sizes.GIGABYTE
+    left = whole_gpu - sizes.CUDA_CONTEXT
     mean_tokens = arguments.mean_tokens or rollouts.max_completion_length / 2
     tokens = round(rollouts.max_steps * completions * mean_tokens)
-    found = {
+    found: dict[str, Any] = {
         "policy": policy,
-        "policy fits": policy["total"] <= left,
         "generation": generation,
         "vllm_mode": rollouts.vllm_mode,
-        "server GPUs": server_gpus(generation, arguments.gpu_gb * sizes.GIGABYTE),
         "completions of a step": completions,
         "tokens": tokens,
     }
+    if rollouts.vllm_mode == "colocate":
+        left -= rollouts.vllm_gpu_memory_utilization * whole_gpu
+        found["vLLM of a GPU"] = colocated_bytes(generation, rollouts, arguments.gpus, whole_gpu)
+        found["vLLM fits"] = found["vLLM of a GPU"]["cache"] > 0
+    else:
+        found["server GPUs"] = server_gpus(generation, whole_gpu)
+    found["policy fits"] = policy["total"] <= left
     if arguments.tokens_per_second:
         hours = tokens / arguments.tokens_per_second / SECONDS_PER_HOUR
         found["hours of generation"] = round(hours, 1)
     return found
+
+
+def _print_parts(parts: dict[str, int]) -> None:
+    for name, size in parts.items():
+        print(f"{size / sizes.GIGABYTE:8.2f} GB  {name}")
 
 
 def main() -> None:
@@ -186,14 +239,16 @@ def main() -> None:
         print(json.dumps(found))
         return
     print(f"Each of {arguments.gpus} GPUs that train ({arguments.sharding}):")
-    for name, size in found["policy"].items():
-        print(f"{size / sizes.GIGABYTE:8.2f} GB  {name}")
+    _print_parts(found["policy"])
     print("Fits." if found["policy fits"] else "Does not fit.")
     print(f"vLLM ({found['vllm_mode']}), for {found['completions of a step']} completions at once:")
-    for name, size in found["generation"].items():
-        print(f"{size / sizes.GIGABYTE:8.2f} GB  {name}")
+    _print_parts(found["generation"])
     if found["vllm_mode"] == "server":
         print(f"GPUs of its server: {found['server GPUs'] or 'more than 8'}")
+    else:
+        print("Of that on each GPU that trains, beside the policy:")
+        _print_parts(found["vLLM of a GPU"])
+        print("Fits." if found["vLLM fits"] else "Does not fit.")
     print(f"Tokens to write: {found['tokens'] / 1e6:.0f} million")
     if "hours of generation" in found:
         print(f"Hours of generation: {found['hours of generation']}")

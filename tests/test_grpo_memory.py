@@ -1,5 +1,6 @@
 """The memory calculator of GRPO, against sums by hand."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -46,6 +47,33 @@ def test_the_reference_is_one_copy_of_what_trains():
     assert policy["reference"] == 4 * PROJECTOR
     assert policy["weights"] == without["weights"]
     assert policy["activations"] > without["activations"]
+
+
+def test_a_colocated_vllm_has_its_share_of_each_gpu():
+    """Of 80 GB 24 are vLLM's: an eighth of the weights with eight GPUs together, or all of them."""
+    together = dataclasses.replace(ROLLOUTS, vllm_tensor_parallel_size=8)
+    needed = grpo.generation_bytes(CONFIG, together, completions=64)
+    parts = grpo.colocated_bytes(needed, together, 8, 80e9)
+    assert parts["weights"] == needed["weights"] // 8
+    assert parts["weights"] + parts["cache"] == pytest.approx(24e9)
+    assert parts["cache of all completions"] == needed["cache"] // 8
+    assert grpo.colocated_bytes(needed, ROLLOUTS, 8, 80e9)["cache"] < 0
+    with pytest.raises(ValueError, match=r"vllm_tensor_parallel_size=8: .* divides 12 GPUs"):
+        grpo.colocated_bytes(needed, together, 12, 80e9)
+
+
+@pytest.mark.parametrize(("size", "fits"), [(1, False), (8, True)])
+def test_the_command_for_one_machine(size, fits, capsys, monkeypatch):
+    """Shared out, the policy leaves room for a vLLM that is shared out too."""
+    words = [
+        "grpo", str(RECIPES / "grpo.yaml"), "--sharding", "fsdp", "--vllm-mode", "colocate",
+        "--vllm-tensor-parallel-size", str(size),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    grpo.main()
+    written = capsys.readouterr().out
+    assert written.count("Fits.") == 1 + fits and written.count("Does not fit.") == 1 - fits
+    assert "GPUs of its server" not in written
 
 
 @pytest.mark.parametrize(("gpu_gb", "fits"), [(80, False), (141, True)])

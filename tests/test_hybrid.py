@@ -324,12 +324,13 @@ def test_targets_of_rows_that_are_not_there_are_open():
 def test_the_table_has_means_spreads_and_intervals(tmp_path):
     rows = rows_with()
     rows["grpo"] = {"0": scores_of(60), "1": scores_of(80, formed=99)}
+    rows["grpo"]["1"]["count"] = 500
     names = {"aligned": "start", "iteration_4": "iterations", "grpo": "GRPO"}
     text = hybrid_table.table(rows, names)
     low, high = wilson(30, 100)
     assert f"30.0% ({low:.1%} to {high:.1%})" in text
     hard, easy = text.split("Easy families")
-    assert "| GRPO | 2 | 70.0% ± 14.1 (" in hard and all(name in hard for name in HARD)
+    assert "| GRPO | 2 | 100, 500 | 70.0% ± 14.1 (" in hard and all(name in hard for name in HARD)
     assert "| 99.0% | 90.0% (" in easy and all(name in easy for name in EASY)
     hybrid_table.plot(rows, names, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

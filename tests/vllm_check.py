@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoTokenizer
 
 from remote_code import conversation
-from tests import greedy
+from tests import cpu_processes, greedy
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / os.environ.get("MODEL", "nano")
@@ -432,7 +432,17 @@ def test_a_question_has_a_repetition_penalty_of_its_own(tmp_path, ask):
     assert texts["none"] == ask(None, "What is 12 + 34?").text
 
 
-def test_grpo_generates_by_a_colocated_vllm(tmp_path):
+GRPO_PROCESSES = [
+    (1, 1, "one process"),
+    (2, 1, "two that share the weights out, with a vLLM each"),
+    (2, 2, "two that share the weights out, and vLLM's too"),
+]
+
+
+@pytest.mark.parametrize(
+    "processes, together, reason", GRPO_PROCESSES, ids=[row[2] for row in GRPO_PROCESSES]
+)
+def test_grpo_generates_by_a_colocated_vllm(tmp_path, processes, together, reason):
     """vLLM has the weights of each step: both compute the same likelihoods of what it wrote.
 
     The questions come again at every step, so that embeddings of their images from before would be
@@ -457,14 +467,20 @@ def test_grpo_generates_by_a_colocated_vllm(tmp_path):
     out = tmp_path / "grpo"
     options = {
         **{"config": "training/recipes/nano/grpo.yaml", "model": MODEL, "data": data},
-        **{"output_dir": out, "max_steps": 3, "per_device_train_batch_size": 24},
+        **{"output_dir": out, "max_steps": 3, "per_device_train_batch_size": 24 // processes},
         **{"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_steps": 0},
         **{"use_vllm": "true", "vllm_mode": "colocate", "save_strategy": "no"},
+        **{"vllm_tensor_parallel_size": together, "beta": 0.01},
     }
-    command = [sys.executable, "-m", "tests.vllm_grpo"]
+    launcher = ()
+    if processes > 1:
+        launcher = cpu_processes.launcher(cpu_processes.sharded_config("fsdp", tmp_path, "no"))
+    command = [sys.executable, *launcher, "-m", "tests.vllm_grpo"]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
-    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True)
+    # Else each process takes the first core
+    environment = {**ENVIRONMENT, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
 
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     differences = [

@@ -1,16 +1,18 @@
 """Runs `training.grpo` with vLLM's CPU build, as `tests/vllm_check.py` does.
 
     .vllm/bin/python -m tests.vllm_grpo --config … --use_vllm true --vllm_mode colocate
+    .vllm/bin/accelerate launch --config_file … -m tests.vllm_grpo --config … (the same)
 
 The linear layers of that build pack their weights when they are loaded, and drop them, so that they
 could not receive others. Here they keep and use them as they are, as on a GPU.
 """
 
-import sys
+import os
 
 import torch
 from vllm.model_executor.layers import utils
 
+from tests import cpu_processes
 from training import grpo
 
 
@@ -22,4 +24,7 @@ def use_weights_as_they_are(layer, remove_weight):
 if __name__ == "__main__":
     assert callable(utils.dispatch_cpu_unquantized_gemm)
     utils.dispatch_cpu_unquantized_gemm = use_weights_as_they_are
-    sys.exit(grpo.main())
+    if "WORLD_SIZE" in os.environ:
+        cpu_processes.run(grpo.main)
+    else:
+        grpo.main()

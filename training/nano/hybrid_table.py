@@ -99,18 +99,23 @@ def _table(
     Args:
         with_rest: whether it has format and text, too.
     """
-    headings = ["", "seeds", *columns]
+    headings = ["", "seeds", "of a family", *columns]
     if with_rest:
         headings += ["format", "text alone"]
     lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
     for key, seeds in rows.items():
-        cells = [names[key], str(len(seeds))]
+        cells = [names[key], str(len(seeds)), _counts(seeds)]
         cells += [_cell(over_seeds(seeds, families)) for families in columns.values()]
         if with_rest:
             cells.append(f"{min(map(format_share, seeds.values())):.1%}")
             cells.append(_cell(text_share(next(iter(seeds.values())))))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _counts(seeds: Mapping[str, Scores]) -> str:
+    """The numbers of samples of each family that a row was scored on."""
+    return ", ".join(map(str, sorted({scores["count"] for scores in seeds.values()})))
 
 
 def _cell(estimate: Estimate) -> str:
