@@ -149,8 +149,8 @@ def test_every_row_has_its_training(start, monkeypatch):
     assert list(rows) == list(hybrid.ROWS)
     assert {len(seeds) for key, seeds in rows.items() if hybrid.ROWS[key].has_seeds} == {2}
     assert len(rows["swapped"]) == len(rows["aligned"]) == 1
-    # stage 1; of each seed: two kinds of iterations, four parts of a control, three of GRPO
-    assert len(recorder.calls) == 1 + 2 * (2 + 4 + 3)
+    # stage 1; of each seed: two kinds of iterations, four parts of a control, four of GRPO
+    assert len(recorder.calls) == 1 + 2 * (2 + 4 + 4)
 
     stage_1 = recorder.arguments("hybrid/aligned")
     assert stage_1["--model"] == [str(start / "swapped")] and "--max_steps" not in stage_1
@@ -160,6 +160,7 @@ def test_every_row_has_its_training(start, monkeypatch):
     for name, extra in {
         "seed_1/grpo": {},
         "seed_1/grpo_buffer": {"--sample_buffer": ["2"]},
+        "seed_1/grpo_kl": {"--beta": ["0.04"]},
         "seed_1/grpo_lora": {"--train": ["mlp1", "lora"]},
     }.items():
         arguments = recorder.arguments(name)

@@ -17,6 +17,7 @@ beside each other once there are data and the rows that theirs start from.
     seed_N/everything_T      control: as many steps on the whole pool, whatever its ratings
     seed_N/errors            control: as many steps on the model's errors alone, without ratings
     seed_N/grpo_buffer       GRPO with R1V2's selective sample buffer
+    seed_N/grpo_kl           GRPO with a KL term
     seed_N/grpo_lora         GRPO that trains LoRA on the language model as well
     scores/                  a file for each row and seed
     results.json             all of them; table.md and hybrid.png: the same to look at
@@ -63,6 +64,7 @@ SMALL_GRPO = {"num_generations": 2, "save_steps": 1}
 COUNT = 200  # samples of each family that a row is scored on
 TEXT_COUNT = 100  # of those that are put into words
 ANSWERING = {"engine": "transformers", "batch-size": BATCH, "max-new-tokens": 160}
+BETA = 0.04  # of the KL term, where there is one
 SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
 
 
@@ -123,6 +125,10 @@ class Hybrid(StageFolder):
     def grpo_buffer(self, seed: int) -> Path:
         """The same with the selective sample buffer."""
         return self._train_grpo("grpo_buffer", seed, {"sample_buffer": self.sizes["buffer"]})
+
+    def grpo_kl(self, seed: int) -> Path:
+        """The same with the KL term of the recipes for 38B."""
+        return self._train_grpo("grpo_kl", seed, {"beta": BETA})
 
     def grpo_lora(self, seed: int) -> Path:
         """The same with LoRA on the language model beside the projector."""
@@ -315,6 +321,7 @@ ROWS = {
     "everything": Row("control: SFT on everything again, as many steps", Hybrid.everything),
     "errors": Row("control: iterations without ratings, as many steps", Hybrid.errors),
     "grpo_buffer": Row("GRPO with the sample buffer", Hybrid.grpo_buffer),
+    "grpo_kl": Row("GRPO with a KL term", Hybrid.grpo_kl),
     "grpo_lora": Row("GRPO with LoRA on the language model", Hybrid.grpo_lora),
     "final": Row("for comparison: 5,000 samples, none of them wrong", Hybrid.final, False),
 }
