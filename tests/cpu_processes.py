@@ -22,15 +22,14 @@ from tests import checkpoints
 from training import sft
 
 CONFIGURATIONS = checkpoints.ROOT / "training" / "recipes" / "accelerate"
-PORT = "29577"
-# Arguments of Python, before those of a module
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", PORT)
+# Arguments of Python, before those of a module; the processes meet at a free port
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def launcher(config):
     """Arguments of Python that start a module by a configuration of accelerate."""
     launch = ("-m", "accelerate.commands.launch")
-    return (*launch, "--config_file", str(config), "--main_process_port", PORT)
+    return (*launch, "--config_file", str(config), "--main_process_port", "0")
 
 
 def sharded_config(kind, folder, mixed_precision):

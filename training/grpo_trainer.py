@@ -50,10 +50,9 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
             args = copy.copy(args)
             args.beta = 0.0
         super().__init__(model, args=args, recipe=recipe, **keywords)
-        self.start: StartingModel | None = None
         if needs_reference:
             args.beta = self.beta = beta
-            self.ref_model = self.start = StartingModel(self.accelerator.unwrap_model(self.model))
+            self.ref_model = StartingModel(self.accelerator.unwrap_model(self.model))
         if self.accelerator.num_processes > 1:
             # TRL gathers the images of every process, and one whose questions have none takes no
             # part: all would wait forever.
@@ -151,20 +150,20 @@ class GrpoTrainer(PartsTrainer, GRPOTrainer):
     # -- the reference -----------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As PartsTrainer's; the start is kept from before."""
-        self._keep_start()
+        """As PartsTrainer's; the reference is what was there before."""
+        self._keep_reference()
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _prepare_for_training(self, *arguments: Any, **keywords: Any) -> tuple[Any, Any]:
-        """As PartsTrainer's; then each process has its part of the weights, which it keeps."""
+        """As PartsTrainer's; then each process has its part of the reference."""
         prepared = super()._prepare_for_training(*arguments, **keywords)
-        self._keep_start()
+        self._keep_reference()
         return prepared
 
-    def _keep_start(self) -> None:
-        """Keep what trains for the reference, unless that is done."""
-        if self.start is not None and not self.start.weights:
-            self.start.keep()
+    def _keep_reference(self) -> None:
+        """Take the model as it is for the reference, unless that is done."""
+        if self.ref_model is not None and not self.ref_model.weights:
+            self.ref_model.keep()
 
     # -- the buffer in checkpoints -----------------------------------------------------------------
 
