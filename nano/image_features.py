@@ -237,10 +237,11 @@ class ImageFeatureMixin:
         sharded over processes it is always a tile, without gradients too.
         """
         is_sharded = self.whole_batches_of_tiles
+        if not is_sharded and not (self.training and torch.is_grad_enabled()):
+            return inputs_embeds
         tower_trains = any(weight.requires_grad for weight in self.vision_model.parameters())
         projector_trains = any(weight.requires_grad for weight in self.mlp1.parameters())
-        has_gradient = self.training and torch.is_grad_enabled()
-        if not is_sharded and not (has_gradient and (tower_trains or projector_trains)):
+        if not is_sharded and not tower_trains and not projector_trains:
             return inputs_embeds
         if padding is not None and len(padding):
             features = self.extract_feature(padding[:1])
