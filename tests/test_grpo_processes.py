@@ -101,6 +101,13 @@ REFUSED = [
     ({"ACCELERATE_USE_FSDP": "true"}, {}, "shared out by FSDP1: expected FSDP2"),
     ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "shared out by DeepSpeed: expected FSDP2"),
     ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {}, "FSDP without use_vllm"),
+    # The recipe's own setting, which transformers reads as FSDP2
+    ({}, {"fsdp": "full_shard"}, "FSDP without use_vllm"),
+    (
+        {},
+        {"fsdp": "full_shard", "fsdp_config": '{"version": 1}'},
+        "shared out by FSDP1: expected FSDP2",
+    ),
     (
         {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
         {"train": "lora", "save": "adapter", "use_vllm": True},

@@ -16,9 +16,9 @@ The output directory holds `checkpoint-*` while training, then what `save` names
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -41,7 +41,7 @@ from training.recipe import lora_config
 from training.results import count_trained, first_and_last, gather_results, save_results
 from training.resume import check_same_run, describe_run
 from training.reward_model import ModelReward
-from training.sharded import Weights
+from training.sharded import Weights, kind_of_sharding
 
 RATINGS_FILE = "ratings.sqlite"
 LOGGED = ("reward", "completions/mean_length", "frac_reward_zero_std", "entropy", "kl")
@@ -76,12 +76,13 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
 
     Raises:
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit; or
-            weights that are shared out in a way that does; or tiles that vLLM would not make.
+            weights that are shared out in a way that does not; or tiles that vLLM would not make.
     """
-    shards = sft.is_sharded(config)
-    sft.check_processes(recipe, config, shards)
-    if shards:
-        _check_shards(recipe, config)
+    config = copy.copy(config)  # some settings follow from the recipe and the machine
+    sharding = kind_of_sharding(config)
+    sft.check_processes(recipe, config, sharding is not None)
+    if sharding is not None:
+        _check_sharding(sharding, recipe, config)
     if not torch.cuda.is_available():
         config.dataloader_pin_memory = False  # there is no other memory to copy to
     model_config: Any = AutoConfig.from_pretrained(recipe.model, trust_remote_code=True)
@@ -101,7 +102,7 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
     folder = Path(str(config.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
     keywords: Any = config.model_init_kwargs or {}
-    model = sft.load_model(recipe, shards, keywords)
+    model = sft.load_model(recipe, sharding is not None, keywords)
     config.model_init_kwargs = None  # done
     return GrpoTrainer(
         model,
@@ -111,15 +112,16 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
         processing_class=processor,
         peft_config=lora_config(recipe),
         recipe=recipe,
-        is_sharded=shards,
+        is_sharded=sharding is not None,
     )
 
 
-def _check_shards(recipe: GrpoArguments, config: GrpoConfig) -> None:
-    """Raise ValueError for settings with which GRPO cannot run on weights that are shared out."""
-    sharding = "FSDP" + os.environ.get("FSDP_VERSION", "1")  # of `accelerate launch`
-    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        sharding = "DeepSpeed"
+def _check_sharding(sharding: str, recipe: GrpoArguments, config: GrpoConfig) -> None:
+    """Raise ValueError for settings with which GRPO cannot run on weights that are shared out.
+
+    Args:
+        sharding: of `kind_of_sharding`.
+    """
     if sharding != "FSDP2":
         raise ValueError(
             f"GRPO with weights shared out by {sharding}: expected FSDP2, as in "

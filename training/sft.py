@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import sys
 import time
 from typing import Any
@@ -43,6 +42,7 @@ from training.recipe_data import build_dataset, build_eval_dataset, workers_of_s
 from training.results import gather_results, summarize, write_results
 from training.resume import check_same_run, describe_run, finished, is_at_end, last_checkpoint
 from training.sample_encoder import Collator, SampleEncoder
+from training.sharded import kind_of_sharding
 from training.sources import StreamedConversations
 from training.trainer import RecipeTrainer
 
@@ -78,7 +78,7 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         FileNotFoundError, ValueError: a recipe, data or an output directory that does not fit.
     """
     config = copy.copy(config)  # some settings follow from the recipe and the data
-    shards = is_sharded(config)
+    shards = kind_of_sharding(config) is not None
     check_processes(recipe, config, shards)
     if recipe.global_batch_size:
         set_accumulation(config, recipe.global_batch_size)
@@ -108,16 +108,6 @@ def make_trainer(recipe: RecipeArguments, config: TrainingConfig) -> RecipeTrain
         recipe=recipe,
         is_sharded=shards,
     )
-
-
-def is_sharded(config: Any) -> bool:
-    """Whether FSDP or DeepSpeed shares weights out, by these settings or `accelerate launch`."""
-    if config.fsdp or config.deepspeed:
-        return True
-    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        if os.environ.get(name, "false").lower() == "true":
-            return True
-    return False
 
 
 def check_processes(recipe: RecipeArguments, config: Any, shards: bool) -> None:

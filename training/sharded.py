@@ -6,6 +6,7 @@ FSDP2 shards a parameter as a DTensor. Under ZeRO-3 a parameter is empty between
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,27 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 Weights = dict[str, torch.Tensor]
+
+
+def kind_of_sharding(config: Any) -> str | None:
+    """What shares the weights out over the processes: "DeepSpeed", "FSDP1", "FSDP2" or None.
+
+    Args:
+        config: the settings of transformers' TrainingArguments, which may say it; otherwise the
+            environment of `accelerate launch` does.
+    """
+    if config.deepspeed or _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return "DeepSpeed"
+    if config.fsdp:
+        return f"FSDP{config.fsdp_plugin_args['fsdp_version']}"
+    if _is_set("ACCELERATE_USE_FSDP"):
+        return "FSDP" + os.environ.get("FSDP_VERSION", "1")
+    return None
+
+
+def _is_set(variable: str) -> bool:
+    """Whether a variable of the environment is "true"."""
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def reshard(model: torch.nn.Module) -> None:
