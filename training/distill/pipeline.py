@@ -70,6 +70,7 @@ STAGES = (
     "revision",
 )
 SECONDS_BETWEEN_LOOKS = 2.0  # at the files of other shards
+NO_IMAGE = "no image"  # "by" of a score that needs no request, since the question has no image
 UNANSWERED = "unanswered"  # marks a line of a sample that is asked about again at the next start
 # What may change between two starts of one run
 FREE = ("urls", "concurrency", "timeout", "batch_size", "tensor_parallel", "vllm_options")
@@ -197,7 +198,7 @@ class Distillation:
         def score(sample: Sample) -> dict[str, Any]:
             """A question without an image has nothing that could be necessary."""
             if not sample.images:
-                return {"necessity": None, "by": "no image"}
+                return {"necessity": None, "by": NO_IMAGE}
             return function(sample)
 
         self._run("necessity", self._left("clarity"), score, self._judge_workers())
@@ -214,7 +215,7 @@ class Distillation:
         def score(sample: Sample) -> dict[str, Any]:
             """A question without an image has nothing to integrate."""
             if not sample.images:
-                return {"integration": None, "by": "no image"}
+                return {"integration": None, "by": NO_IMAGE}
             return function(sample)
 
         self._run("integration", self._left("text"), score, self._judge_workers())
@@ -372,7 +373,8 @@ class Distillation:
             with progress(name, len(samples), len(samples) - len(todo)) as bar:
                 for entry in as_finished(work, todo, workers):
                     bar.update()
-                    fuse.see(UNANSWERED in entry, entry.get(SET_ASIDE, ""))
+                    if entry.get("by") != NO_IMAGE:
+                        fuse.see(UNANSWERED in entry, entry.get(SET_ASIDE, ""))
             self.lines[name] = file.by_number()
 
     def _scored(self) -> dict[int, Scores]:
@@ -421,7 +423,7 @@ class Fuse:
         self.in_a_row = 0
 
     def see(self, has_failed: bool, reason: str) -> None:
-        """Count a result.
+        """Count the result of a request.
 
         Raises:
             ValueError: too many have failed in a row.
