@@ -184,32 +184,39 @@ def test_recipes_parse(recipe, tmp_path):
 
 # -- reward models ---------------------------------------------------------------------------------
 
+CHART = [str(IMAGES / "chart_1.png")]
 COLUMNS = {
-    "question": ["What is 12 + 34?"] * 3,
-    "image_paths": [[], [], [str(IMAGES / "chart_1.png")]],
-    "solution": ["46"] * 3,
-    "kind": ["mathematics"] * 3,
-    "options": [[]] * 3,
+    "question": ["What is 12 + 34?"] * 4,
+    "image_paths": [[], [], CHART, []],
+    "solution": ["46"] * 4,
+    "kind": ["mathematics"] * 4,
+    "options": [[]] * 4,
 }
 
 
 def test_the_reward_of_a_served_reward_model(tmp_path):
-    """Its rating of 0 to 5 becomes 0 to 1; a completion that it does not rate has none."""
+    """Its rating of 0 to 5 becomes 0 to 1; one without gets the mean of its prompt's others."""
     endpoint = FakeEndpoint({})
     endpoint.reply_to_judge = lambda text: {
-        "a": "Rating: 5", "b": "Rating: 1.5", "c": "It is good.",
+        "a": "Rating: 5", "b": "Rating: 1.5", "c": "Rating: 2", "d": "It is good.",
     }[text.split("Answer:\n")[1][0]]  # fmt: skip
     endpoint.judge_faults = ["429", "cut"]
-    completions = [[{"role": "assistant", "content": text}] for text in ("a", "b", "c")]
+    completions = [[{"role": "assistant", "content": text}] for text in "abcd"]
     with endpoint.serving() as url:
         settings = RewardSettings("endpoint", "judge", [url], concurrency=1)
         reward = ModelReward(make_rater(settings, tmp_path / "ratings.sqlite"))
-        assert reward(completions, **COLUMNS) == [1.0, 0.3, None]
+        assert reward(completions, **COLUMNS) == [1.0, 0.3, 0.4, 0.65]
         asked = len(endpoint.bodies)
-        assert reward(completions[:2], **COLUMNS) == [1.0, 0.3]
+        assert asked == 4 + 2 + 2  # two faults; the reply without a rating is drawn twice more
+        assert [body["temperature"] for body in endpoint.bodies[-3:]] == [0.0, 0.7, 0.7]
+        assert reward(completions[:3], **COLUMNS) == [1.0, 0.3, 0.4]
         assert len(endpoint.bodies) == asked  # kept: nothing is paid twice
-    kinds = [part["type"] for part in endpoint.bodies[-1]["messages"][0]["content"]]
-    assert kinds == ["image_url", "text"]
+        # The others are to another prompt, whose mean would say something about this one
+        with pytest.raises(ValueError, match=r"rates no completion to .*no rating in 3 replies"):
+            reward([completions[0], completions[1], completions[3]], **COLUMNS)
+    contents = [body["messages"][0]["content"] for body in endpoint.bodies]
+    kinds = {tuple(part["type"] for part in content) for content in contents}
+    assert kinds == {("text",), ("image_url", "text")}
 
 
 def test_the_sum_of_rules_and_reward_model(data, tmp_path):

@@ -51,6 +51,8 @@ ROWS = [
     row("<image>\nWhat is it? [4]", THOUGHT + "\\boxed{a cat}", "chart_1.png", kind="text"),
 ]
 WRONG = {4, 5}
+# A training that does not end
+SLEEPS = "import os, time; print(os.getpid(), flush=True); time.sleep(300)"
 
 
 def numbers_in_brackets(text):
@@ -124,7 +126,10 @@ def test_an_iteration_with_a_server_that_misbehaves(recipe, tmp_path):
         rows = run(path)
         asked = len(endpoint.bodies)
         assert asked == len(ROWS) + 6
+        result = tmp_path / "iterations" / "iteration_1" / "sft" / "model" / "model.safetensors"
+        written = result.stat()
         assert run(path) == rows and len(endpoint.bodies) == asked
+        assert result.stat() == written
     check_iterations(tmp_path / "iterations", rows, [3])
 
 
@@ -178,9 +183,67 @@ def test_samples_without_a_rating_are_asked_again(recipe, tmp_path):
             ValueError, match=r"1 of 6 samples have no rating \(sample 5: no rating"
         ):
             iterations.rate()
+        assert len(endpoint.bodies) == len(ROWS) + 2  # another two replies are drawn
         endpoint.reply_to_judge = numbers_in_brackets
         assert iterations.rate() == [5, 2, 0, 3, 1, 4]
-    assert len(endpoint.bodies) == len(ROWS) + 1
+    assert len(endpoint.bodies) == len(ROWS) + 2 + 1
+
+
+def test_a_damaged_image_and_a_silent_judge_cost_their_samples_alone(recipe, tmp_path):
+    """As many as the recipe allows; the others are trained on, and the file says why not these."""
+    (tmp_path / "half.png").write_bytes((IMAGES / "chart_1.png").read_bytes()[:300])
+    path = recipe(
+        {"kind": "endpoint", "urls": ["http://127.0.0.1:1/v1"], "model": "judge"},
+        max_broken_share=0.34,
+    )
+    rows = [*ROWS[:5], {**ROWS[5], "image": str(tmp_path / "half.png")}]
+    trainers.write_lines(tmp_path / "data.jsonl", rows)
+    iterations = iterate.Iterations(iterate.read_recipe(str(path)))
+    (tmp_path / "iterations" / "iteration_1").mkdir()
+    entries = iterations.select(1, str(checkpoints.NANO), [5.0, None, 0.0, 3.0, 1.0, 4.0])
+    assert [entry["is_rated_high"] for entry in entries] == [True, False, False, True, False, False]
+    errors = {entry["number"] for entry in entries if entry["is_error"]}
+    assert 4 in errors and not errors & {1, 5}
+    problems = {entry["number"]: entry["problem"] for entry in entries if "problem" in entry}
+    assert problems.keys() == {1, 5}
+    assert problems[1] == "it has no rating" and "damaged or incomplete" in problems[5]
+    data = lines_of(tmp_path / "iterations" / "iteration_1" / "data.jsonl")
+    assert data == [rows[number] for number in sorted({0, 3} | errors)]
+
+    path = recipe({"kind": "solution"}, output_dir=str(tmp_path / "strict"))
+    trainers.write_lines(tmp_path / "data.jsonl", rows)
+    iterations = iterate.Iterations(iterate.read_recipe(str(path)))
+    (tmp_path / "strict" / "iteration_1").mkdir()
+    with pytest.raises(ValueError, match=r"1 of 6 samples cannot be asked .*damaged.*0\.001"):
+        iterations.select(1, str(checkpoints.NANO), [5.0] * 6)
+
+
+def test_other_data_of_the_same_length_are_refused(recipe, tmp_path):
+    """Ratings and answers are by the number of the line."""
+    path = recipe({"kind": "solution"})
+    iterate.Iterations(iterate.read_recipe(str(path)))
+    trainers.write_lines(tmp_path / "data.jsonl", ROWS[::-1])
+    with pytest.raises(ValueError, match=r"other iterations \(data_fingerprint changed\)"):
+        iterate.Iterations(iterate.read_recipe(str(path)))
+
+
+def test_a_command_that_outlives_its_iterations_keeps_the_folder(recipe, tmp_path):
+    """Else a second start would train beside the first one's training, in the same folder."""
+    path = recipe({"kind": "solution"}, launch=[sys.executable, "-c", SLEEPS])
+    command = [sys.executable, "-m", "training.iterate", "--config", str(path)]
+    first = tmp_path / "iterations" / "iteration_1"
+    first.mkdir(parents=True)
+    entries = [{"number": number, "is_rated_high": True, "is_error": False} for number in range(6)]
+    trainers.write_lines(first / "selection.jsonl", entries)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert again.returncode == 1 and "a command of these iterations still runs" in again.stderr
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 # -- reward models ---------------------------------------------------------------------------------
@@ -189,7 +252,12 @@ RATINGS = [
     ("Rating: 4", 4.0),
     ("It is right.\n**Rating:** 3.5", 3.5),
     ("Rating: 5/5", 5.0),
+    ("Rating: 4 out of 5", 4.0),
+    ("- **Final rating:** [4.5/5.0]", 4.5),
+    ("Rating: 4 (all but the unit).", 4.0),
     ("Rating: 7", None),  # beyond the scale
+    ("Rating: 4/10", None),  # of another scale
+    ("Rating: 4 or 5", None),
     ("Rating: -1", None),
     ("Rating: four", None),
     ("I would say 4.", None),  # not in the form that was asked for
@@ -319,6 +387,7 @@ def test_a_server_without_the_reward_model_is_refused(tmp_path):
 BAD_RECIPES = [
     ({"thresholds": [2]}, r"thresholds \[2\] and learning_rates"),
     ({"thresholds": [2, 6]}, "6 is no rating"),
+    ({"max_broken_share": 1.5}, r"max_broken_share=1\.5 must be in"),
     ({"steps": [3]}, r"steps \[3\]: expected one number for each of 2"),
     ({"colour": "red"}, "unknown key 'colour'"),
     ({"data": ["/nowhere.jsonl"]}, "nowhere.jsonl does not exist"),

@@ -11,16 +11,21 @@ with τ = 2, 3, 4, 5. The output directory has `ratings.jsonl`, and of each iter
 with the model's answers, `selection.jsonl` (which sample, its rating, how the model erred),
 `data.jsonl` (D_t), `rated_high.jsonl` (the samples of a rating of at least τ_t: the last
 iteration's are the data of GRPO), the training, and a row of `report.json`. Run again after an
-interruption it goes on: nothing is rated, answered or trained twice.
+interruption it goes on: nothing is rated, answered or trained twice. While a command that it has
+started still runs, a second start is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,7 @@ import durable
 from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
 from training.raters import Rated, RatingError, RewardSettings, make_rater
+from training.resume import has_results
 from training.solved_rows import (
     SolvedRow,
     question_fields,
@@ -40,6 +46,7 @@ from training.solved_rows import (
 
 REPORT = "report.json"
 RATED_HIGH = "rated_high.jsonl"
+SOME_FAILED = 1  # exit status of serving.offline where a question failed and the others did not
 
 
 @dataclasses.dataclass
@@ -55,13 +62,16 @@ class IterationRecipe:
             alone.
         learning_rates: one for each iteration.
         steps: of the training of each iteration, in optimizer steps; by default an epoch of D_t.
+        max_broken_share: largest share of samples that the reward model does not rate, or that
+            M_{t−1} cannot be asked, for instance since an image is damaged. They are left out of
+            D_t, and `selection.jsonl` says why. A larger share is an error.
         reward: see training/raters.py.
         answers: arguments of serving.offline, by which M_{t−1} answers.
         launch: what starts a Python module; `accelerate launch …  -m` for several GPUs.
         image_root: that image paths are relative to; by default each data file's directory.
 
     Raises:
-        ValueError: lists of different lengths, or thresholds that are none.
+        ValueError: lists of different lengths, or thresholds or a share that are none.
     """
 
     model: str
@@ -77,6 +87,7 @@ class IterationRecipe:
     launch: list[str] = dataclasses.field(default_factory=lambda: [sys.executable, "-m"])
     image_root: str | None = None
     steps: list[int] | None = None
+    max_broken_share: float = 0.001
 
     def __post_init__(self) -> None:
         if len(self.thresholds) != len(self.learning_rates) or not self.thresholds:
@@ -92,6 +103,8 @@ class IterationRecipe:
                 f"steps {self.steps}: expected one number for each of {len(self.thresholds)} "
                 "iterations, or none for an epoch each."
             )
+        if not 0 <= self.max_broken_share < 1:
+            raise ValueError(f"max_broken_share={self.max_broken_share} must be in [0, 1).")
         self.reward_settings = RewardSettings(**self.reward)
 
 
@@ -103,11 +116,13 @@ class Sample:
         row: as the data have it, its images as absolute paths.
         asked: the fields of a question for serving.offline.
         rated: what a reward model sees.
+        digest: of the bytes of its line.
     """
 
     row: dict[str, Any]
     asked: dict[str, Any]
     rated: Rated
+    digest: bytes
 
 
 class Iterations:
@@ -125,9 +140,18 @@ class Iterations:
         self.folder = Path(recipe.output_dir)
         self.samples = load_samples(recipe.data, recipe.image_root)
         self._check_same_run()
+        self._lock: int | None = None
 
     def run(self) -> list[dict[str, Any]]:
-        """Run what is left of all iterations; returns the rows of the report."""
+        """Run what is left of all iterations; returns the rows of the report.
+
+        Raises:
+            ValueError: a stage fails, or another start of these iterations still runs.
+        """
+        with _alone(self.folder) as self._lock:
+            return self._run_stages()
+
+    def _run_stages(self) -> list[dict[str, Any]]:
         ratings = self.rate()
         model = self.recipe.model
         rows = []
@@ -141,8 +165,8 @@ class Iterations:
             durable.write_json(self.folder / REPORT, rows)
         return rows
 
-    def rate(self) -> list[float]:
-        """The rating of each sample, which does not depend on the iteration."""
+    def rate(self) -> list[float | None]:
+        """The rating of each sample, which does not depend on the iteration; None without one."""
         path = self.folder / "ratings.jsonl"
         lines = durable.whole_lines(path)
         ratings: dict[int, float] = {}
@@ -164,14 +188,21 @@ class Iterations:
                 ratings[missing[place]] = rating
                 file.write(json.dumps({"number": missing[place], "rating": rating}) + "\n")
                 file.flush()
-        if failed:
-            raise ValueError(
-                f"{len(failed)} of {len(self.samples)} samples have no rating ({failed[0]}). Run "
-                "the command again to ask for them."
-            )
-        return [ratings[number] for number in range(len(self.samples))]
+        self._check_broken(failed, "have no rating")
+        return [ratings.get(number) for number in range(len(self.samples))]
 
-    def select(self, number: int, model: str, ratings: Sequence[float]) -> list[dict[str, Any]]:
+    def _check_broken(self, reasons: Sequence[str], problem: str) -> None:
+        """Raise ValueError where more samples are broken than the recipe allows."""
+        if len(reasons) > self.recipe.max_broken_share * len(self.samples):
+            raise ValueError(
+                f"{len(reasons)} of {len(self.samples)} samples {problem} ({reasons[0]}); "
+                f"max_broken_share allows a share of {self.recipe.max_broken_share:g}. Run the "
+                "command again to ask for them, mend the data, or raise it."
+            )
+
+    def select(
+        self, number: int, model: str, ratings: Sequence[float | None]
+    ) -> list[dict[str, Any]]:
         """The samples of D_t, each with why it is there, and those that are not.
 
         Args:
@@ -188,21 +219,14 @@ class Iterations:
         entries, chosen, rated_high = [], [], []
         with Judge() as judge:
             for place, sample in enumerate(self.samples):
-                is_rated_high = threshold is not None and ratings[place] >= threshold
-                # Without its thinking; of one that was never closed nothing is left.
-                verdict = judge.judge(sample.rated.right, answers[str(place)]["answer"])
-                entry = {
-                    "number": place,
-                    "rating": ratings[place],
-                    "is_rated_high": is_rated_high,
-                    "is_error": not verdict.is_right,
-                    "said": verdict.answer,
-                    "reason": verdict.reason,
-                }
+                entry = _judged(judge, sample, place, ratings[place], answers[str(place)])
+                rating = entry["rating"]
+                if threshold is not None and rating is not None and "problem" not in entry:
+                    entry["is_rated_high"] = rating >= threshold
                 entries.append(entry)
-                if is_rated_high:
+                if entry["is_rated_high"]:
                     rated_high.append(sample.row)
-                if is_rated_high or entry["is_error"]:
+                if entry["is_rated_high"] or entry["is_error"]:
                     chosen.append(sample.row)
         if not chosen:
             raise ValueError(
@@ -221,6 +245,9 @@ class Iterations:
             model: M_{t−1}.
         """
         folder = self.folder / f"iteration_{number}"
+        summary = durable.read_json(folder / "sft" / "summary.json")
+        if summary is not None and has_results(folder / "sft", summary):
+            return summary
         options = {
             "--config": self.recipe.sft,
             "--model": model,
@@ -233,21 +260,44 @@ class Iterations:
         line = [*self.recipe.launch, "training.sft"]
         for name, value in options.items():
             line += [name, str(value)]
-        _run(line)
+        self._run(line)
         return durable.read_json(folder / "sft" / "summary.json")
 
     def _answer(self, folder: Path, model: str) -> dict[str, dict[str, Any]]:
-        """What a model answers to all questions, by the number of the sample."""
+        """What a model answers to all questions, or why it does not, by the sample's number."""
         questions, answers = folder / "questions.jsonl", folder / "answers.jsonl"
         asked = [{"id": str(place), **sample.asked} for place, sample in enumerate(self.samples)]
         _write_lines(questions, asked)
         line = [sys.executable, "-m", "serving.offline", str(questions), str(answers)]
-        _run([*line, "--model", model, *self.recipe.answers])
+        self._run([*line, "--model", model, *self.recipe.answers], allowed=(0, SOME_FAILED))
         entries = {}
         for written in durable.whole_lines(answers):
             entry = json.loads(written)
             entries[entry["id"]] = entry
+        if len(entries) < len(asked):
+            raise ValueError(
+                f"{folder}: serving.offline answered {len(entries)} of {len(asked)} questions; "
+                "what it printed says why."
+            )
+        failed = [entry["error"] for entry in entries.values() if "error" in entry]
+        self._check_broken(failed, f"cannot be asked of {model}")
         return entries
+
+    def _run(self, line: Sequence[str], allowed: Sequence[int] = (0,)) -> None:
+        """Run a command to its end.
+
+        Args:
+            line: of the command.
+            allowed: exit statuses that are no failure.
+
+        Raises:
+            ValueError: it failed; what it printed says why.
+        """
+        # It keeps the folder locked while it runs, also where this process is killed
+        inherited = () if self._lock is None else (self._lock,)
+        done = subprocess.run(line, pass_fds=inherited)
+        if done.returncode not in allowed:
+            raise ValueError(f"{' '.join(line[:6])} … failed with exit status {done.returncode}.")
 
     def _row(
         self, number: int, selection: list[dict[str, Any]], summary: dict[str, Any]
@@ -272,8 +322,9 @@ class Iterations:
     def _check_same_run(self) -> None:
         """Check that the output directory is of this recipe and data, and record them."""
         described = json.loads(json.dumps(dataclasses.asdict(self.recipe), default=str))
-        described["rows"] = len(self.samples)
-        for free in ("answers", "launch"):
+        content = hashlib.sha256(b"".join(sample.digest for sample in self.samples))
+        described["data_fingerprint"] = content.hexdigest()[:16]
+        for free in ("answers", "launch", "max_broken_share"):
             del described[free]
         path = self.folder / "run.json"
         before = durable.read_json(path)
@@ -298,14 +349,18 @@ def load_samples(paths: Sequence[str], image_root: str | None) -> list[Sample]:
         FileNotFoundError: a file does not exist.
         ValueError: a row without an answer or a solution.
     """
-    samples = [sample_of(row) for _, row in read_solved_rows(paths, image_root)]
+    samples = [sample_of(row, line) for line, row in read_solved_rows(paths, image_root)]
     if not samples:
         raise ValueError(f"data {list(paths)}: no row.")
     return samples
 
 
-def sample_of(read: SolvedRow) -> Sample:
+def sample_of(read: SolvedRow, line: bytes) -> Sample:
     """A row as a sample.
+
+    Args:
+        read: the row.
+        line: the bytes of its line.
 
     Raises:
         ValueError: a row without an answer.
@@ -324,22 +379,63 @@ def sample_of(read: SolvedRow) -> Sample:
             kind=read.right.kind,
             options=read.right.options,
         ),
+        digest=hashlib.sha256(line).digest(),
     )
+
+
+def _judged(
+    judge: Judge, sample: Sample, place: int, rating: float | None, answered: dict[str, Any]
+) -> dict[str, Any]:
+    """The line of `selection.jsonl` of a sample that is not yet compared with a threshold.
+
+    Args:
+        judge: of answers.
+        sample: that is judged.
+        place: its number, from 0.
+        rating: of the sample, or None.
+        answered: what the model before answers, or an error; see serving/question_file.py.
+    """
+    entry = {
+        "number": place,
+        "rating": rating,
+        "is_rated_high": False,
+        "is_error": False,
+        "said": None,
+        "reason": None,
+    }
+    if rating is None:
+        return {**entry, "problem": "it has no rating"}
+    if "error" in answered:
+        return {**entry, "problem": answered["error"]}
+    # Without its thinking; of one that was never closed nothing is left.
+    verdict = judge.judge(sample.rated.right, answered["answer"])
+    judged = {"is_error": not verdict.is_right, "said": verdict.answer, "reason": verdict.reason}
+    return {**entry, **judged}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Lock a folder for this process, and for those that get the descriptor that this gives.
+
+    Raises:
+        ValueError: another process has locked it.
+    """
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"output_dir={folder}: a command of these iterations still runs. Wait for it, or "
+                "end it."
+            ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     durable.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _run(line: Sequence[str]) -> None:
-    """Run a command to its end.
-
-    Raises:
-        ValueError: it failed; what it printed says why.
-    """
-    done = subprocess.run(line)
-    if done.returncode:
-        raise ValueError(f"{' '.join(line[:6])} … failed with exit status {done.returncode}.")
 
 
 def read_recipe(path: str) -> IterationRecipe:

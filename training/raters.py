@@ -28,10 +28,19 @@ from training.rewards import has_format
 
 logger = logging.getLogger(__name__)
 LOWEST, HIGHEST = 0.0, 5.0
+MOST_NEW_TOKENS = 8192  # of a reply, with its thinking
 KINDS = ("endpoint", "classifier", "solution")
 # By (is right, has the form of an answer)
 RATING_BY_RULE = {(True, True): 5.0, (True, False): 3.0, (False, True): 1.0, (False, False): 0.0}
-RATING_LINE = re.compile(r"^[\s*#]*rating[\s*:]*(\d+(?:\.\d+)?)(?:\s*/\s*5)?\W*$", re.IGNORECASE)
+# Such as "Rating: 4", "- **Rating:** 4.5/5" or "Final rating: [4] (all but the unit)"
+RATING_LINE = re.compile(
+    r"^[\s*#>•-]*(?:final |overall )?rating[\s*:\[]*"
+    r"(\d+(?:\.\d+)?)[\s*\]]*(?:(?:/|out of)[\s*]*5(?:\.0+)?)?[\s*.\]]*(?:\(.*\)[\s*.]*)?$",
+    re.IGNORECASE,
+)
+# A reply without a rating is followed by others, drawn at a temperature
+TRIES = 3
+TEMPERATURE = 0.7
 REQUEST = """\
 Rate the answer to the question from 0 to 5, by the question and its images. 5 is right, complete \
 and well explained; 3 is partly right; 0 is wrong or beside the question. Numbers between are \
@@ -129,7 +138,7 @@ def make_rater(settings: RewardSettings, cache: Path) -> Rater:
     """
     if settings.kind == "endpoint":
         client = Client(settings.urls, str(settings.model), settings.concurrency)
-        client.check()
+        client.check(MOST_NEW_TOKENS)
         return EndpointRater(client, ReplyCache(cache))
     if settings.kind == "classifier":
         return ClassifierRater(
@@ -149,7 +158,8 @@ class EndpointRater(Rater):
     def __init__(self, client: Client, cache: ReplyCache) -> None:
         self.client = client
         self.cache = cache
-        self.sampling = Sampling(max_new_tokens=8192)
+        self.first = Sampling(max_new_tokens=MOST_NEW_TOKENS)
+        self.further = Sampling(max_new_tokens=MOST_NEW_TOKENS, temperature=TEMPERATURE)
 
     def rate(self, samples: Sequence[Rated]) -> Iterator[tuple[int, float | RatingError]]:
         """As `Rater.rate`, as many at a time as the endpoints take."""
@@ -157,16 +167,21 @@ class EndpointRater(Rater):
             yield from enumerate(pool.map(self._rate, samples))
 
     def _rate(self, sample: Rated) -> float | RatingError:
-        try:
-            reply = self.cache.ask(
-                self.client, [request_for(sample)], self.sampling, accept=_has_rating
-            )
-        except RequestFailed as error:
-            return RatingError(str(error))
-        rating = rating_of(reply.text)
-        if rating is None:
-            return RatingError(f"no rating in {reply.text[-200:]!r}")
-        return rating
+        text = ""
+        for number in range(TRIES):
+            sampling = self.further if number else self.first
+            seed = number or None
+            try:
+                reply = self.cache.ask(
+                    self.client, [request_for(sample)], sampling, seed, accept=_has_rating
+                )
+            except RequestFailed as error:
+                return RatingError(str(error))
+            text = reply.text
+            rating = rating_of(text)
+            if rating is not None:
+                return rating
+        return RatingError(f"no rating in {TRIES} replies, the last of which is {text[-200:]!r}")
 
 
 class ClassifierRater(Rater):

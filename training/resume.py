@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,26 @@ def finished(
     recipe: RecipeArguments, config: TrainingArguments, checkpoint: str | None
 ) -> dict[str, Any] | None:
     """The summary of a run that was finished before, or None if steps or results are missing."""
-    if not is_at_end(config, checkpoint):
-        return None
     folder = Path(str(config.output_dir))
     summary = durable.read_json(folder / "summary.json")
-    results = (summary or {}).get("results", {})
-    for name in recipe.save:
+    if checkpoint is None or summary is None:
+        return None
+    # A number of epochs ends at the step that the summary says
+    if not is_at_end(config, checkpoint) and summary.get("steps") != step_of(checkpoint):
+        return None
+    return summary if has_results(folder, summary, recipe.save) else None
+
+
+def has_results(folder: Path, summary: dict[str, Any], names: Iterable[str] | None = None) -> bool:
+    """Whether the files of results are there, with the sizes that a summary has.
+
+    Args:
+        folder: the output directory.
+        summary: as in its summary.json.
+        names: of the results; by default all of the summary.
+    """
+    results = summary.get("results", {})
+    for name in results if names is None else names:
         if not results.get(name) or not durable.has_files(folder / name, results[name]):
-            return None
-    return summary
+            return False
+    return bool(results)

@@ -9,7 +9,7 @@ The reward models are those of the iterations (training/raters.py).
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from training.raters import HIGHEST, LOWEST, Rated, Rater, RatingError
@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 class ModelReward:
-    r"""r = rating / 5 of a reward model, None where it has no rating.
+    r"""r = rating / 5 of a reward model.
+
+    A completion that it does not rate gets the mean of the others to its prompt, so that this
+    reward says nothing about it. (TRL takes None for 0 where another reward has a value.)
 
     With the rewards `accuracy` and `format` the sum is R1V2's
     r = r_rule + r_model + r_format; `reward_weights` weighs the three.
@@ -42,7 +45,7 @@ class ModelReward:
         kind: Column = None,
         options: Column = None,
         **columns: Any,
-    ) -> list[float | None]:
+    ) -> list[float]:
         """The rewards of completions.
 
         Args:
@@ -51,6 +54,9 @@ class ModelReward:
             image_paths: files of each prompt.
             solution, kind, options: of the right answers, see `accuracy_reward`.
             columns: the other columns of the data, which do not matter here.
+
+        Raises:
+            ValueError: no completion to a prompt is rated.
         """
         samples = []
         for number, completion in enumerate(completions):
@@ -64,10 +70,43 @@ class ModelReward:
                     options=tuple((options[number] if options else None) or ()),
                 )
             )
-        rewards: list[float | None] = [None] * len(samples)
+        rewards: dict[int, float] = {}
+        failed: dict[int, RatingError] = {}
         for place, rating in self.rater.rate(samples):
             if isinstance(rating, RatingError):
                 logger.warning("A completion has no rating: %s", rating)
+                failed[place] = rating
             else:
                 rewards[place] = (rating - LOWEST) / (HIGHEST - LOWEST)
-        return rewards
+        means = {place: _mean_of_prompt(samples, place, rewards, failed) for place in failed}
+        rewards |= means
+        return [rewards[place] for place in range(len(samples))]
+
+
+def _mean_of_prompt(
+    samples: Sequence[Rated],
+    place: int,
+    rewards: Mapping[int, float],
+    failed: Mapping[int, RatingError],
+) -> float:
+    """The mean reward of the completions to the same prompt as one that has none.
+
+    Args:
+        samples: all that were to be rated.
+        place: of the one without.
+        rewards: by place.
+        failed: why others have none, by place.
+
+    Raises:
+        ValueError: no other has one.
+    """
+    prompt = samples[place]._replace(answer="")
+    others = [
+        reward for other, reward in rewards.items() if samples[other]._replace(answer="") == prompt
+    ]
+    if not others:
+        raise ValueError(
+            f"The reward model rates no completion to {prompt.question[:60]!r}: {failed[place]}. "
+            "The training goes on from its last checkpoint when it is started again."
+        )
+    return sum(others) / len(others)

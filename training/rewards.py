@@ -2,7 +2,8 @@ r"""Rewards of completions, in the form that TRL's trainers take: lists in, floa
 
 A reward function gets the completions of a batch and, as keywords, the columns of the data, one
 value for each completion. A completion is a text, or a conversation of one message. Where a sample
-has no `solution`, its accuracy is None, and TRL leaves it out.
+has no `solution`, its accuracy is None, which TRL counts as 0 where another reward has a value: for
+all completions to its prompt alike, so that it changes no advantage.
 
     trainer = GRPOTrainer(..., reward_funcs=[accuracy_reward, format_reward])
 
