@@ -149,8 +149,8 @@ def test_every_row_has_its_training(start, monkeypatch):
     assert list(rows) == list(hybrid.ROWS)
     assert {len(seeds) for key, seeds in rows.items() if hybrid.ROWS[key].has_seeds} == {2}
     assert len(rows["swapped"]) == len(rows["aligned"]) == 1
-    # stage 1; of each seed: two kinds of iterations, four parts of a control, six of GRPO
-    assert len(recorder.calls) == 1 + 2 * (2 + 4 + 6)
+    # stage 1; of each seed: two kinds of iterations, four parts of a control, five of GRPO
+    assert len(recorder.calls) == 1 + 2 * (2 + 4 + 5)
 
     stage_1 = recorder.arguments("hybrid/aligned")
     assert stage_1["--model"] == [str(start / "swapped")] and "--max_steps" not in stage_1
@@ -163,7 +163,6 @@ def test_every_row_has_its_training(start, monkeypatch):
         "seed_1/grpo_kl": {"--beta": ["0.04"]},
         "seed_1/grpo_lora": {"--train": ["mlp1", "lora"]},
         "seed_1/grpo_longer": {"--max_steps": ["3"], "--learning_rate": ["1e-05"]},
-        "seed_1/grpo_larger": {"--max_steps": ["1"], "--gradient_accumulation_steps": ["3"]},
     }.items():
         arguments = recorder.arguments(name)
         assert arguments["--model"] == [str(iteration / "sft" / "model")]

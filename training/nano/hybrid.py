@@ -19,8 +19,7 @@ beside each other once there are data and the rows that theirs start from.
     seed_N/grpo_buffer       GRPO with R1V2's selective sample buffer
     seed_N/grpo_kl           GRPO with a KL term
     seed_N/grpo_lora         GRPO that trains LoRA on the language model as well
-    seed_N/grpo_longer       GRPO with three times the completions, in three times the steps
-    seed_N/grpo_larger       GRPO with three times the completions, in as many steps
+    seed_N/grpo_longer       GRPO in three times the steps, at a third of the rate
     scores/                  a file for each row and seed
     results.json             all of them; table.md and hybrid.png: the same to look at
 """
@@ -67,7 +66,7 @@ COUNT = 200  # samples of each family that a row is scored on
 TEXT_COUNT = 100  # of those that are put into words
 ANSWERING = {"engine": "transformers", "batch-size": BATCH, "max-new-tokens": 160}
 BETA = 0.04  # of the KL term, where there is one
-MORE = 3  # times the completions, in the rows with more of them
+LONGER = 3  # times the steps, in the row with more of them
 SEED_OF_PART = 1000  # between the seeds of a control's parts, so that each has an order of its own
 
 
@@ -138,16 +137,12 @@ class Hybrid(StageFolder):
         return self._train_grpo("grpo_lora", seed, {"train": ["mlp1", "lora"]})
 
     def grpo_longer(self, seed: int) -> Path:
-        """The same with more completions: steps are as large and more, and the rate is lower."""
+        """The same in more steps, at a lower rate."""
         changes = {
-            "max_steps": MORE * self.sizes["grpo"],
-            "learning_rate": _recipe("grpo")["learning_rate"] / MORE,
+            "max_steps": LONGER * self.sizes["grpo"],
+            "learning_rate": _recipe("grpo")["learning_rate"] / LONGER,
         }
         return self._train_grpo("grpo_longer", seed, changes)
-
-    def grpo_larger(self, seed: int) -> Path:
-        """The same with more completions: each step has more of them."""
-        return self._train_grpo("grpo_larger", seed, {"gradient_accumulation_steps": MORE})
 
     def final(self, seed: int) -> Path:
         """What the pipeline ends with, on five times as many samples, none of them wrong."""
@@ -338,8 +333,7 @@ ROWS = {
     "grpo_buffer": Row("GRPO with the sample buffer", Hybrid.grpo_buffer),
     "grpo_kl": Row("GRPO with a KL term", Hybrid.grpo_kl),
     "grpo_lora": Row("GRPO with LoRA on the language model", Hybrid.grpo_lora),
-    "grpo_longer": Row("GRPO, 3 times the completions: more steps, lower rate", Hybrid.grpo_longer),
-    "grpo_larger": Row("GRPO, 3 times the completions: in each step", Hybrid.grpo_larger),
+    "grpo_longer": Row("GRPO in 3 times the steps, at a third of the rate", Hybrid.grpo_longer),
     "final": Row("for comparison: 5,000 samples, none of them wrong", Hybrid.final, False),
 }
 
