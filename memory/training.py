@@ -32,6 +32,8 @@ FLOAT32_BYTES = 4
 MODULES = ("mlp1", "vision_model", "language_model")  # of TRAINABLE, those that are modules
 # The tile of logits that TRL's fused head (1.16, trl/kernels/chunked_logprob.py) has at a time
 TOKENS_OF_TILE = 4096
+# A key of the recipes of other commands, which train nothing themselves
+NO_TRAINING = {"thresholds": "training.iterate", "judge": "training.distill"}
 WORDS_OF_TILE = 32_768
 
 
@@ -73,9 +75,15 @@ class Stage:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: nothing trains, or an unknown part.
+            ValueError: a recipe of another command, nothing trains, or an unknown part.
         """
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        for key, module in NO_TRAINING.items():
+            if key in recipe:
+                raise ValueError(
+                    f"{path} is a recipe of {module} (it has {key!r}): expected one of "
+                    "training.sft or training.grpo."
+                )
         known = {field.name for field in dataclasses.fields(cls)}
         values = {name: value for name, value in recipe.items() if name in known}
         return cls(**{"train": ("mlp1",), **values})

@@ -76,6 +76,11 @@ def main() -> int:
     """Answer what is not answered; returns 1 where a question failed, else 0."""
     arguments = _parse_arguments()
     use_vllm = not arguments.api_url and _uses_vllm(arguments.engine)
+    if not use_vllm and (arguments.tensor_parallel > 1 or arguments.vllm_options):
+        raise ValueError(
+            "--tensor-parallel and --vllm-options are vLLM's, which does not answer here: install "
+            "it, or leave them out."
+        )
     limits = _limits(arguments, use_vllm)
     sampling = _sampling(arguments, limits)
     questions = repeated(read_questions(arguments.questions), sampling.answers)

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from trl.trainer import grpo_trainer
 
 from tests import cpu_processes
-from training import grpo
+from training import grpo, grpo_vllm
 
 # What a prompt is answered with, by the number of the completion; the boxes differ
 ANSWERS = ("I look.\n</think>\n\n\\boxed{46}", "</think>\\boxed{9}", "I look", "</think>\\boxed{0}")
@@ -95,6 +95,7 @@ class ScriptedGeneration(grpo_trainer.VLLMGeneration):
 
 if __name__ == "__main__":
     grpo_trainer.VLLMGeneration = ScriptedGeneration
+    grpo_vllm.check_installed = lambda: None
     if "WORLD_SIZE" in os.environ:
         cpu_processes.run(grpo.main)
     else:

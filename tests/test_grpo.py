@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests import checkpoints, trainers
 from tests.fake_endpoint import FakeEndpoint
-from training import grpo, grpo_recipe, sample_buffer
+from training import grpo, grpo_recipe, iterate, sample_buffer
 from training.grpo_data import load_prompts, prompt_of
 from training.raters import RewardSettings, make_rater
 from training.reward_model import ModelReward
@@ -160,11 +160,22 @@ REFUSED = [
     ({"rewards": "model"}, "the settings of its reward model go together"),
     ({"reward_model": '{"kind": "solution"}'}, "the settings of its reward model go together"),
     ({"rewards": "model", "reward_model": '{"kind": "oracle"}'}, "kind 'oracle'"),
-    ({"rewards": "model", "reward_model": '{"sort": "solution"}'}, "unexpected keyword.*sort"),
+    (
+        {"rewards": "model", "reward_model": '{"kind": "solution", "sort": 1}'},
+        "unknown key .sort.: expected some of kind",
+    ),
     ({"rewards": "model", "reward_model": "kind=solution"}, "kind=solution.*expected a mapping"),
     ({"sample_buffer": -1}, "sample_buffer=-1"),
     ({"beta": 0.04, "sync_ref_model": True}, "sync_ref_model=True"),
     ({"num_iterations": 2, "save_steps": 3}, "expected a multiple of 2"),
+    # Three micro-batches of completions, of which a step takes two: used up every three steps
+    (
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2, "save_steps": 2},
+        "expected a multiple of 3",
+    ),
+    ({"num_iterations": 2, "save_strategy": "epoch"}, 'save_strategy="epoch"'),
+    ({"max_broken_share": 0.5}, "max_broken_share=0.5 has no effect in GRPO"),
+    ({"learning_rat": 1}, "--learning_rat"),
 ]
 
 
@@ -174,12 +185,53 @@ def test_recipes_that_cannot_be_are_refused(data, tmp_path, settings, message):
         grpo_recipe.parse(arguments(data, tmp_path / "run", **settings))
 
 
+def test_a_model_is_not_loaded_for_what_cannot_run(data, tmp_path, monkeypatch):
+    """A table of what was found only later: by TRL, at a step, or never."""
+    damaged = tmp_path / "half.png"
+    damaged.write_bytes((IMAGES / "chart_1.png").read_bytes()[:300])
+    row = {**ask("What?", "chart_1.png", solution="1"), "images": [str(damaged)]}
+    bad_image = trainers.write_lines(tmp_path / "damaged.jsonl", [*ROWS, row])
+    dead = '{"kind": "endpoint", "urls": ["http://127.0.0.1:1/v1"], "model": "judge"}'
+    rows = [
+        ({"data": bad_image}, "half.png: the image is damaged"),
+        ({"per_device_train_batch_size": 16}, "data has 4 prompts, and 8 are asked at a time"),
+        ({"reward_weights": "0.5"}, "expected one for each of rewards"),
+        ({"rewards": "model", "reward_model": dead}, "cannot be asked for its models"),
+    ]
+    monkeypatch.setattr(grpo.sft, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    for number, (settings, message) in enumerate(rows):
+        given = {"data": data, **settings}
+        line = arguments(given.pop("data"), tmp_path / str(number), **given)
+        with pytest.raises(ValueError, match=message):
+            grpo.make_trainer(*grpo_recipe.parse(line))
+
+
+@pytest.mark.parametrize("solution, expected", [(0, "0"), (0.5, "0.5"), ("0", "0")])
+def test_solutions_may_be_numbers(solution, expected):
+    """0 is a right answer, and not a missing one for which the row's own box would stand."""
+    conversation = [*ask("How many?")["conversations"], {"from": "gpt", "value": "\\boxed{3}"}]
+    assert prompt_of({"conversations": conversation, "solution": solution}, ".")["solution"] == (
+        expected
+    )
+
+
+@pytest.mark.parametrize("solution", ["", True, [1], {"a": 1}])
+def test_solutions_that_are_none_are_refused(solution):
+    with pytest.raises(SampleError, match="expected a text or a number"):
+        prompt_of(ask("How many?", solution=solution), ".")
+
+
 @pytest.mark.parametrize("recipe", ["nano/grpo.yaml", "38b/grpo.yaml", "38b/grpo_r1v3.yaml"])
 def test_recipes_parse(recipe, tmp_path):
     """On a machine without a GPU bf16 and vLLM are left out."""
     line = ["--config", str(RECIPES / recipe), "--output_dir", str(tmp_path), "--use_cpu", "true"]
     parsed, config = grpo_recipe.parse([*line, "--bf16", "false", "--use_vllm", "false"])
     assert parsed.train == ["mlp1"] and config.num_generations == 8 and config.temperature == 1.0
+    if recipe.startswith("38b"):  # it goes on from what the iterations leave
+        iterations = iterate.read_recipe(str(RECIPES / "38b" / "iterate.yaml"))
+        last = Path(iterations.output_dir) / f"iteration_{len(iterations.thresholds)}"
+        assert parsed.model == str(last / "sft" / "model")
+        assert parsed.data == [str(last / iterate.RATED_HIGH)]
 
 
 # -- reward models ---------------------------------------------------------------------------------

@@ -390,6 +390,10 @@ BAD_RECIPES = [
     ({"max_broken_share": 1.5}, r"max_broken_share=1\.5 must be in"),
     ({"steps": [3]}, r"steps \[3\]: expected one number for each of 2"),
     ({"colour": "red"}, "unknown key 'colour'"),
+    ({"sft": "/nowhere.yaml"}, "sft: /nowhere.yaml does not exist"),
+    ({"launch": ["no-such-program", "-m"]}, "launch: no-such-program is not installed"),
+    ({"reward": {"url": "x", "kind": "endpoint"}}, "reward: unknown key 'url': expected some of"),
+    ({"reward": "solution"}, "reward: 'solution': expected a mapping with a kind"),
     ({"data": ["/nowhere.jsonl"]}, "nowhere.jsonl does not exist"),
 ]
 
@@ -397,7 +401,23 @@ BAD_RECIPES = [
 @pytest.mark.parametrize("changes, message", BAD_RECIPES)
 def test_recipes_that_cannot_be_are_refused(recipe, changes, message):
     with pytest.raises((ValueError, OSError), match=message):
-        iterate.Iterations(iterate.read_recipe(str(recipe({"kind": "solution"}, **changes))))
+        iterate.Iterations(
+            iterate.read_recipe(str(recipe(**{"reward": {"kind": "solution"}, **changes})))
+        )
+
+
+def test_what_a_recipe_lacks_is_named(tmp_path):
+    (tmp_path / "short.yaml").write_text("model: nano\ndata: [a.jsonl]\n")
+    with pytest.raises(ValueError, match="output_dir, sft, reward missing"):
+        iterate.read_recipe(str(tmp_path / "short.yaml"))
+
+
+def test_a_row_without_an_answer_is_named(recipe, tmp_path):
+    path = recipe({"kind": "solution"})
+    bare = {"conversations": ROWS[0]["conversations"][:1], "solution": "46"}
+    trainers.write_lines(tmp_path / "data.jsonl", [ROWS[1], bare])
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 2: the row ends with its question"):
+        iterate.Iterations(iterate.read_recipe(str(path)))
 
 
 def test_another_recipes_folder_is_refused(recipe):

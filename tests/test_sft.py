@@ -232,6 +232,15 @@ def test_sharded_training_is_that_of_one_process(samples, tmp_path, kind):
         assert summary["eval_loss"] == pytest.approx(evaluated, rel=0.1)
         assert summary["trained_parameters"] == 330_240
         assert summary["frozen_tensors_unchanged"] >= 171
+        if result == "mlp1":  # killed while it wrote its results: they are, without a step more
+            written = (tmp_path / "sharded" / "mlp1" / "model.safetensors").read_bytes()
+            (tmp_path / "sharded" / "summary.json").unlink()
+            finish(launch(flags, cpu_processes.launcher(config)))
+            again = json.loads((tmp_path / "sharded" / "summary.json").read_text())
+            for key in ("steps", "trained_parameters", "frozen_tensors_unchanged", "eval_loss"):
+                assert again[key] == summary[key]
+            assert not (tmp_path / "sharded" / "checkpoint-5").exists()
+            assert (tmp_path / "sharded" / "mlp1" / "model.safetensors").read_bytes() == written
         shutil.rmtree(tmp_path / "sharded" / "checkpoint-4")
         checkpoint = tmp_path / "sharded" / "checkpoint-2"
         projector = load_file(tmp_path / "one" / "mlp1" / "model.safetensors")

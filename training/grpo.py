@@ -29,9 +29,9 @@ from transformers import AutoConfig, AutoProcessor
 
 import durable
 from remote_code import conversation
-from training import grpo_page, sft
+from training import grpo_page, grpo_vllm, sft
 from training.frozen import assert_frozen
-from training.grpo_data import load_prompts
+from training.grpo_data import check_images, load_prompts
 from training.grpo_recipe import MODEL, RULES, GrpoArguments, GrpoConfig, parse
 from training.grpo_trainer import GrpoTrainer
 from training.parts import adapters_among
@@ -92,7 +92,11 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
             f"max_tiles={recipe.max_tiles}: vLLM makes up to {most_tiles} tiles, as the model's "
             "config.json says (max_dynamic_patch). Leave max_tiles out, or change the model's."
         )
+    if config.use_vllm:
+        grpo_vllm.check_installed()
     prompts = load_prompts(recipe.data, recipe.image_root)
+    _check_batches(recipe, config, len(prompts.dataset))
+    check_images(prompts.dataset)
     processor: Any = AutoProcessor.from_pretrained(recipe.model, trust_remote_code=True)
     if recipe.max_tiles is not None:
         processor.image_processor.max_patches = recipe.max_tiles
@@ -101,13 +105,14 @@ def make_trainer(recipe: GrpoArguments, config: GrpoConfig) -> GrpoTrainer:
         check_same_run(str(config.output_dir), described)
     folder = Path(str(config.output_dir))
     folder.mkdir(parents=True, exist_ok=True)
+    rewards = reward_functions(recipe, model_config.template, folder)
     keywords: Any = config.model_init_kwargs or {}
     model = sft.load_model(recipe, sharding is not None, keywords)
     config.model_init_kwargs = None  # done
     return GrpoTrainer(
         model,
         args=config,
-        reward_funcs=reward_functions(recipe, model_config.template, folder),
+        reward_funcs=rewards,
         train_dataset=prompts.dataset,
         processing_class=processor,
         peft_config=lora_config(recipe),
@@ -136,6 +141,34 @@ def _check_sharding(sharding: str, recipe: GrpoArguments, config: GrpoConfig) ->
         raise ValueError(
             f"train={recipe.train} with FSDP: LoRA cannot be merged for vLLM where no GPU holds "
             "the whole weights. Let each hold the whole model (ddp.yaml), or leave LoRA out."
+        )
+
+
+def _check_batches(recipe: GrpoArguments, config: GrpoConfig, prompts: int) -> None:
+    """Raise ValueError for settings that do not go with the number of prompts, or each other.
+
+    TRL would find out when the model is loaded, or take no step.
+    """
+    completions = int(config.generation_batch_size or 0)  # of all processes
+    to_each = int(config.num_generations or 1)
+    wanted = completions // to_each
+    if prompts < wanted:
+        raise ValueError(
+            f"data has {prompts} prompts, and {wanted} are asked at a time ({completions} "
+            f"completions, {to_each} to each): there would be no step. Give more, "
+            "or a smaller per_device_train_batch_size."
+        )
+    here = completions // config.world_size
+    if recipe.sample_buffer and here % to_each:
+        raise ValueError(
+            f"sample_buffer={recipe.sample_buffer}: each process has {here} completions, no "
+            f"multiple of num_generations={to_each}, so that groups would be split. "
+            "Change per_device_train_batch_size or steps_per_generation."
+        )
+    weights = config.reward_weights
+    if weights is not None and len(weights) != len(recipe.rewards):
+        raise ValueError(
+            f"reward_weights={weights}: expected one for each of rewards={recipe.rewards}."
         )
 
 

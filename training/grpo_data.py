@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
 
+from preprocessor.image_loading import open_image
 from remote_code import conversation
-from training.rows import ChatSample
+from training.rows import ChatSample, SampleError
 from training.solved_rows import (
     SolvedRow,
     question_with_history,
@@ -58,6 +60,25 @@ def load_prompts(paths: Sequence[str], image_root: str | None = None) -> Prompts
     table = datasets.Dataset.from_list(rows)
     table = table.cast_column("images", datasets.List(datasets.Image()))
     return Prompts(table, content.hexdigest()[:16])
+
+
+def check_images(dataset: datasets.Dataset) -> None:
+    """Open every image of the prompts once, before a model is loaded.
+
+    Raises:
+        SampleError: an image is damaged.
+    """
+    paths = sorted({path for paths in dataset["image_paths"] for path in paths})
+    with ThreadPoolExecutor() as pool:
+        for _ in pool.map(_check_image, paths):
+            pass
+
+
+def _check_image(path: str) -> None:
+    try:
+        open_image(path)
+    except (OSError, ValueError) as error:
+        raise SampleError(f"image: {error}") from error
 
 
 def prompt_of(row: Any, image_root: str | Path) -> dict[str, Any]:

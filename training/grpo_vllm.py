@@ -7,6 +7,7 @@ TRL gives it prompts as token ids in which images have their tokens. vLLM puts t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,15 @@ import torch
 
 from remote_code import conversation
 from training.sharded import trained_parameters, whole_parameter
+
+
+def check_installed() -> None:
+    """Raise ValueError where vLLM is missing: TRL would, when it has the model."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError(
+            "use_vllm: vLLM is not installed in this environment, which TRL needs for a server, "
+            "too: pip install 'trl[vllm]', or leave it out."
+        )
 
 
 def prepare(generation: Any, model: torch.nn.Module, tokenizer: Any) -> None:

@@ -23,6 +23,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,7 @@ import yaml
 import durable
 from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
-from training.raters import Rated, RatingError, RewardSettings, make_rater
+from training.raters import Rated, RatingError, make_rater, settings_of
 from training.resume import has_results
 from training.solved_rows import (
     SolvedRow,
@@ -105,7 +106,7 @@ class IterationRecipe:
             )
         if not 0 <= self.max_broken_share < 1:
             raise ValueError(f"max_broken_share={self.max_broken_share} must be in [0, 1).")
-        self.reward_settings = RewardSettings(**self.reward)
+        self.reward_settings = settings_of(self.reward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +139,9 @@ class Iterations:
     def __init__(self, recipe: IterationRecipe) -> None:
         self.recipe = recipe
         self.folder = Path(recipe.output_dir)
+        self.launch = _launch(recipe.launch)
+        if not Path(recipe.sft).is_file():
+            raise FileNotFoundError(f"sft: {recipe.sft} does not exist.")
         self.samples = load_samples(recipe.data, recipe.image_root)
         self._check_same_run()
         self._lock: int | None = None
@@ -257,7 +261,7 @@ class Iterations:
         }
         if self.recipe.steps is not None:
             options["--max_steps"] = self.recipe.steps[number - 1]
-        line = [*self.recipe.launch, "training.sft"]
+        line = [*self.launch, "training.sft"]
         for name, value in options.items():
             line += [name, str(value)]
         self._run(line)
@@ -349,7 +353,8 @@ def load_samples(paths: Sequence[str], image_root: str | None) -> list[Sample]:
         FileNotFoundError: a file does not exist.
         ValueError: a row without an answer or a solution.
     """
-    samples = [sample_of(row, line) for line, row in read_solved_rows(paths, image_root)]
+    rows = read_solved_rows(paths, image_root, with_answers=True)
+    samples = [sample_of(row, line) for line, row in rows]
     if not samples:
         raise ValueError(f"data {list(paths)}: no row.")
     return samples
@@ -361,12 +366,7 @@ def sample_of(read: SolvedRow, line: bytes) -> Sample:
     Args:
         read: the row.
         line: the bytes of its line.
-
-    Raises:
-        ValueError: a row without an answer.
     """
-    if not read.answer:
-        raise ValueError(f"a row has no answer to train on: {read.sample.turns[-1][0][:60]!r}")
     images = [str(path.resolve()) for path in read.images]
     return Sample(
         row=row_with_absolute_images(read),
@@ -381,6 +381,19 @@ def sample_of(read: SolvedRow, line: bytes) -> Sample:
         ),
         digest=hashlib.sha256(line).digest(),
     )
+
+
+def _launch(words: Sequence[str]) -> list[str]:
+    """The words that start a module, of which the first may be a program beside this Python.
+
+    Raises:
+        ValueError: there is no such program.
+    """
+    beside = str(Path(sys.executable).parent)
+    program = shutil.which(words[0]) or shutil.which(words[0], path=beside)
+    if program is None:
+        raise ValueError(f"launch: {words[0]} is not installed: it has to start the trainings.")
+    return [program, *words[1:]]
 
 
 def _judged(
@@ -451,10 +464,16 @@ def read_recipe(path: str) -> IterationRecipe:
     unknown = sorted(set(content) - known)
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected some of {sorted(known)}.")
-    try:
-        return IterationRecipe(**content)
-    except TypeError as error:
-        raise ValueError(f"{path}: {error}") from error
+    fields = dataclasses.fields(IterationRecipe)
+    missing = [field.name for field in fields if _is_required(field) and field.name not in content]
+    if missing:
+        raise ValueError(f"{path}: {', '.join(missing)} missing.")
+    return IterationRecipe(**content)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field of a recipe has no default."""
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def main() -> int:

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from accelerate.utils import save_fsdp_optimizer
 from safetensors.torch import save_file
-from transformers import Trainer, TrainerState
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from training.frozen import checksums
@@ -169,12 +176,24 @@ class PartsTrainer(Trainer):
             super()._load_best_model()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As Trainer's; then, when every process has written its part, it is marked as complete."""
-        super()._save_checkpoint(model, trial)
+        """As Trainer's; then, when every process has written its part, it is marked as complete.
+
+        Older ones are removed after that, so that there is a complete one at any time.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and folder.is_dir():
             mark_complete(folder)
+            rotate_checkpoints(
+                output_dir=str(folder.parent),
+                save_total_limit=limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Nothing: the results get a card of their own (training/card.py), when they are there."""
@@ -182,10 +201,21 @@ class PartsTrainer(Trainer):
     def load_finished(self, checkpoint: str) -> None:
         """Take weights and history of a checkpoint without training on.
 
-        `train` would take one step more.
+        `train` would take one step more. Where weights are sharded, it is `train` that shares them
+        out, and it is left before that step.
         """
-        self._load_from_checkpoint(checkpoint)
-        self.state = state_of(checkpoint)
+        if not self.is_sharded:
+            self._load_from_checkpoint(checkpoint)
+            self.state = state_of(checkpoint)
+            return
+        leave = LeaveBeforeStep()
+        self.add_callback(leave)
+        try:
+            self.train(resume_from_checkpoint=checkpoint)
+        except AtTheEnd:
+            pass
+        finally:
+            self.remove_callback(leave)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Raise ValueError for a checkpoint of other weights than those that train."""
@@ -200,6 +230,20 @@ class PartsTrainer(Trainer):
                 absent.append(name)
         if absent or load_result.unexpected_keys:
             raise misfit(absent, load_result.unexpected_keys)
+
+
+class AtTheEnd(Exception):
+    """A training has taken all its steps."""
+
+
+class LeaveBeforeStep(TrainerCallback):
+    """Ends a training that has taken all its steps, before its model is asked anything."""
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Raise AtTheEnd."""
+        raise AtTheEnd
 
 
 def _keep_whole_modules_in_float32(model: Any) -> None:

@@ -126,6 +126,29 @@ class RewardSettings:
                 raise ValueError(f"reward: low {self.low} must be below high {self.high}.")
 
 
+def settings_of(values: Any) -> RewardSettings:
+    """What a recipe says of its reward model.
+
+    Args:
+        values: a mapping, with the attributes of `RewardSettings`.
+
+    Raises:
+        ValueError: no mapping, an unknown or a missing key, or a value that does not fit.
+    """
+    known = [field.name for field in dataclasses.fields(RewardSettings)]
+    if not isinstance(values, dict) or "kind" not in values:
+        raise ValueError(
+            f"reward: {values!r}: expected a mapping with a kind, one of {', '.join(KINDS)}; see "
+            "training/raters.py."
+        )
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError(
+            f"reward: unknown key {unknown[0]!r}: expected some of {', '.join(known)}."
+        )
+    return RewardSettings(**values)
+
+
 def make_rater(settings: RewardSettings, cache: Path) -> Rater:
     """The reward model that a recipe names.
 
@@ -199,13 +222,14 @@ class ClassifierRater(Rater):
     """
 
     def __init__(self, path: str, low: float, high: float) -> None:
+        from accelerate import PartialState
         from transformers import AutoModelForSequenceClassification, AutoProcessor, AutoTokenizer
 
         self.sees_images = _is_of_this_package(path)
         # Foreign code runs only where it is this package's own.
         options: Any = {"trust_remote_code": True} if self.sees_images else {}
-        self.model: Any = AutoModelForSequenceClassification.from_pretrained(path, **options)
-        self.model.eval()
+        model: Any = AutoModelForSequenceClassification.from_pretrained(path, **options)
+        self.model: Any = model.eval().to(PartialState().device)
         template_of = AutoProcessor if self.sees_images else AutoTokenizer
         self.template: Any = template_of.from_pretrained(path, **options)
         self.low, self.high = low, high
@@ -227,7 +251,7 @@ class ClassifierRater(Rater):
         for place, sample in enumerate(samples):
             inputs = self.template.apply_chat_template(
                 self._messages(sample), tokenize=True, return_tensors="pt", return_dict=True
-            )
+            ).to(self.model.device)
             with torch.no_grad():
                 logit = float(self.model(**inputs).logits[0, 0])
             share = (logit - self.low) / (self.high - self.low)

@@ -347,7 +347,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[RecipeArguments, Trai
         ValueError: an unknown key, or a value that does not fit.
     """
     dataclass_types: Any = [RecipeArguments, TrainingConfig]
-    parser: Any = TrlParser(dataclass_types)
+    parser: Any = TrlParser(dataclass_types, allow_abbrev=False)
     return parser.parse_args_and_config(arguments)
 
 

@@ -213,7 +213,7 @@ def train_what_is_left(trainer: PartsTrainer, recipe: RecipeArguments) -> dict[s
     if summary is not None:
         return summary
     config: Any = trainer.args
-    if checkpoint is not None and not trainer.is_sharded and is_at_end(config, checkpoint):
+    if checkpoint is not None and is_at_end(config, checkpoint):
         trainer.load_finished(checkpoint)  # only its results are missing
     else:
         trainer.train(resume_from_checkpoint=checkpoint)

@@ -44,17 +44,19 @@ class SolvedRow(NamedTuple):
 
 
 def read_solved_rows(
-    paths: Sequence[str], image_root: str | Path | None = None
+    paths: Sequence[str], image_root: str | Path | None = None, with_answers: bool = False
 ) -> Iterator[tuple[bytes, SolvedRow]]:
     """The lines of JSONL files, each with its row.
 
     Args:
         paths: of the files.
         image_root: that image paths are relative to; by default each file's directory.
+        with_answers: whether each row has to end with an answer, which is trained on.
 
     Raises:
         FileNotFoundError: a file or an image does not exist.
-        SampleError: a row without a question or a right answer.
+        SampleError: a row without a question or a right answer, or without the answer it has to end
+            with.
     """
     for path in paths:
         if not Path(path).is_file():
@@ -67,6 +69,8 @@ def read_solved_rows(
                 raise FileNotFoundError(f"{where}: {error}") from error
             except ValueError as error:
                 raise SampleError(f"{where}: {error}") from error
+            if with_answers and not row.answer:
+                raise SampleError(f"{where}: the row ends with its question; expected an answer")
             yield line["line"], row
 
 
@@ -78,9 +82,13 @@ def solved_row(row: Any, image_root: str | Path) -> SolvedRow:
         ValueError: a row without a question or a right answer, or one of another kind.
     """
     sample, answer = _parse(row)
-    solution = row.get("solution") or extraction.last_box(answer)
+    solution = row.get("solution")
+    if solution is None:
+        solution = extraction.last_box(answer)
     if solution is None:
         raise SampleError('no right answer: expected "solution", or a last answer with a box')
+    if not isinstance(solution, (str, int, float)) or isinstance(solution, bool) or solution == "":
+        raise SampleError(f"solution {solution!r}: expected a text or a number")
     kind = row.get("kind") or "mathematics"
     right = Question(kind, str(solution), tuple(row.get("options") or ()))
     images = []
