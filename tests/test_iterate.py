@@ -115,7 +115,7 @@ def check_iterations(folder, rows, thresholds):
     assert json.loads((folder / "report.json").read_text()) == rows
 
 
-def test_an_iteration_with_a_server_that_misbehaves(recipe, tmp_path):
+def test_an_iteration_with_a_server_that_misbehaves(recipe, tmp_path, monkeypatch):
     """Every fault is asked again, and a second start asks, answers and trains nothing."""
     endpoint = FakeEndpoint({})
     endpoint.reply_to_judge = numbers_in_brackets
@@ -123,9 +123,13 @@ def test_an_iteration_with_a_server_that_misbehaves(recipe, tmp_path):
     with endpoint.serving() as url:
         reward = {"kind": "endpoint", "urls": [url], "model": "judge", "concurrency": 2}
         path = recipe(reward, thresholds=[3], learning_rates=[1e-4])
-        rows = run(path)
+        command = ["training.iterate", "--config", str(path), "--until", "rating"]
+        monkeypatch.setattr(sys, "argv", command)
+        assert iterate.main() == 0
         asked = len(endpoint.bodies)
         assert asked == len(ROWS) + 6
+        assert not (tmp_path / "iterations" / "iteration_1").exists()
+        rows = run(path)
         result = tmp_path / "iterations" / "iteration_1" / "sft" / "model" / "model.safetensors"
         written = result.stat()
         assert run(path) == rows and len(endpoint.bodies) == asked
@@ -425,6 +429,14 @@ def test_another_recipes_folder_is_refused(recipe):
     other = recipe({"kind": "solution"}, thresholds=[1, 2])
     with pytest.raises(ValueError, match=r"other iterations \(thresholds changed\)"):
         iterate.Iterations(iterate.read_recipe(str(other)))
+
+
+def test_another_recipe_of_the_trainings_is_refused(recipe, tmp_path):
+    path = recipe({"kind": "solution"})
+    iterate.Iterations(iterate.read_recipe(str(path)))
+    (tmp_path / "sft.yaml").write_text("learning_rate: 1\n")
+    with pytest.raises(ValueError, match=r"other iterations \(content of sft changed\)"):
+        iterate.Iterations(iterate.read_recipe(str(path)))
 
 
 @pytest.mark.parametrize("size", ["nano", "38b"])

@@ -1,6 +1,7 @@
 """Iterative SFT: on what a reward model rates high, and on the model's own errors (report, 2.2).
 
     python -m training.iterate --config training/recipes/nano/iterate.yaml
+    python -m training.iterate --config training/recipes/38b/iterate.yaml --until rating
 
 For t = 1 … T, with D the data and M_0 the model after SFT on all of it:
 
@@ -11,7 +12,8 @@ with τ = 2, 3, 4, 5. The output directory has `ratings.jsonl`, and of each iter
 with the model's answers, `selection.jsonl` (which sample, its rating, how the model erred),
 `data.jsonl` (D_t), `rated_high.jsonl` (the samples of a rating of at least τ_t: the last
 iteration's are the data of GRPO), the training, and a row of `report.json`. Run again after an
-interruption it goes on: nothing is rated, answered or trained twice. While a command that it has
+interruption it goes on: nothing is rated, answered or trained twice. With `--until rating` it ends
+when all is rated, and the reward model is not asked again. While a command that it has
 started still runs, a second start is refused.
 """
 
@@ -146,17 +148,23 @@ class Iterations:
         self._check_same_run()
         self._lock: int | None = None
 
-    def run(self) -> list[dict[str, Any]]:
-        """Run what is left of all iterations; returns the rows of the report.
+    def run(self, only_rating: bool = False) -> list[dict[str, Any]]:
+        """Run what is left of all iterations.
+
+        Args:
+            only_rating: whether to stop when all is rated.
+
+        Returns:
+            The rows of the report.
 
         Raises:
             ValueError: a stage fails, or another start of these iterations still runs.
         """
         with _alone(self.folder) as self._lock:
-            return self._run_stages()
+            ratings = self.rate()
+            return [] if only_rating else self._iterate(ratings)
 
-    def _run_stages(self) -> list[dict[str, Any]]:
-        ratings = self.rate()
+    def _iterate(self, ratings: Sequence[float | None]) -> list[dict[str, Any]]:
         model = self.recipe.model
         rows = []
         for number in range(1, len(self.recipe.thresholds) + 1):
@@ -324,10 +332,12 @@ class Iterations:
         }
 
     def _check_same_run(self) -> None:
-        """Check that the output directory is of this recipe and data, and record them."""
+        """Check that the output directory is of these recipes and data, and record them."""
         described = json.loads(json.dumps(dataclasses.asdict(self.recipe), default=str))
         content = hashlib.sha256(b"".join(sample.digest for sample in self.samples))
         described["data_fingerprint"] = content.hexdigest()[:16]
+        # Iterations that are done are not trained again, so the rest has to be trained as they were
+        described["content of sft"] = Path(self.recipe.sft).read_text(encoding="utf-8")
         for free in ("answers", "launch", "max_broken_share"):
             del described[free]
         path = self.folder / "run.json"
@@ -480,11 +490,13 @@ def main() -> int:
     """Run the recipe of the command line, and print the rows of the report."""
     parser = argument_parser("training.iterate", __doc__)
     parser.add_argument("--config", required=True, help="YAML file")
+    parser.add_argument("--until", choices=["rating"], help="stop when all samples are rated")
     arguments = parser.parse_args()
 
     def action() -> None:
         """Run the iterations."""
-        for row in Iterations(read_recipe(arguments.config)).run():
+        iterations = Iterations(read_recipe(arguments.config))
+        for row in iterations.run(only_rating=arguments.until is not None):
             print(json.dumps(row))
 
     return exit_code(action)
