@@ -132,6 +132,38 @@ def test_a_damaged_description_of_the_run_stops_nobody(trained):
         check_same_run(folder, {"a": 1})
 
 
+ENDS_ELSEWHERE = [
+    # scheduler, warm-up in steps or as a share, steps before and now, whether it may go on
+    ("constant", 0, 2, 5, True, "the rate is the same at any step"),
+    ("constant_with_warmup", 2, 9, 5, True, "as the run has not come that far"),
+    ("constant", 0, 5, 1, False, "the checkpoint has taken more steps"),
+    ("constant", 0, 5, -1, False, "so it has, of a number of epochs"),
+    ("constant_with_warmup", 0.1, 2, 5, False, "it warms up over a share of all steps"),
+    ("cosine", 0, 2, 5, False, "the rate falls to the last step"),
+]
+
+
+@pytest.mark.parametrize("scheduler, warmup, before, now, goes_on, reason", ENDS_ELSEWHERE)
+def test_a_run_that_ends_at_another_step(trained, scheduler, warmup, before, now, goes_on, reason):
+    folder, _, _ = trained
+    described = {"lr_scheduler_type": scheduler, "warmup_steps": warmup, "max_steps": before}
+    durable.write_json(folder / "run.json", described)
+    if goes_on:
+        check_same_run(folder, {**described, "max_steps": now})
+        assert durable.read_json(folder / "run.json")["max_steps"] == now
+        return
+    with pytest.raises(ValueError, match=f"max_steps {before}, now {now}"):
+        check_same_run(folder, {**described, "max_steps": now})
+
+
+def test_a_training_of_more_steps_is_not_finished(trained):
+    folder, recipe, config = trained
+    config.max_steps = 5
+    assert finished(recipe, config, last_checkpoint(folder)) is None
+    config.max_steps = -1  # an epoch has two steps
+    assert finished(recipe, config, last_checkpoint(folder))["steps"] == 2
+
+
 @pytest.mark.parametrize("damage", ["emptied", "removed", "unmarked"])
 def test_a_damaged_checkpoint_is_none(trained, damage):
     folder, _, _ = trained

@@ -369,6 +369,7 @@ def test_results_that_are_missing_are_written_without_another_step(samples, tmp_
         "save_strategy": "steps",
         "save_steps": 2,
         "lr_scheduler_type": "constant",
+        "warmup_steps": 0,
     }
     first = run(samples, tmp_path / "out", **settings)
     weights = load_file(tmp_path / "out" / "model" / "model.safetensors")
@@ -378,6 +379,11 @@ def test_results_that_are_missing_are_written_without_another_step(samples, tmp_
     now = load_file(tmp_path / "out" / "model" / "model.safetensors")
     assert all(torch.equal(weights[name], now[name]) for name in weights)
     assert (tmp_path / "out" / "mlp1" / "model.safetensors").exists()
+
+    # At a constant rate it may go on to more steps, as if it had been that long from the start
+    run(samples, tmp_path / "out", **{**settings, "max_steps": 3})
+    run(samples, tmp_path / "whole", **{**settings, "max_steps": 3})
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
 
 
 def test_a_recipe_may_have_one_text_for_a_list(tmp_path):

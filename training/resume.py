@@ -69,6 +69,7 @@ DECISIVE_SETTINGS = (
     "scale_rewards",
     "reward_weights",
 )
+CONSTANT_RATES = ("constant", "constant_with_warmup")  # by lr_scheduler_type
 # Values of a recipe that may change while a training goes on. The global batch size is described by
 # the samples of a step.
 FREE_VALUES = (
@@ -103,14 +104,20 @@ def describe_run(
 def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
     """Check that an output directory is of this run, and record this run in its run.json.
 
+    A run with a constant learning rate may go on to another number of steps than before.
+
     Raises:
         ValueError: the directory has checkpoints of another run.
     """
     path = Path(folder) / "run.json"
     before = durable.read_json(path)
-    if before is not None and checkpoints_of(folder):
+    checkpoints = checkpoints_of(folder)
+    if before is not None and checkpoints:
+        steps_taken = step_of(checkpoints[-1])
         differences = []
         for name, value in described.items():
+            if name == "max_steps" and _may_end_elsewhere(described, steps_taken):
+                continue
             if before.get(name) != value:
                 differences.append(f"{name} {before.get(name)!r}, now {value!r}")
         if differences:
@@ -120,6 +127,19 @@ def check_same_run(folder: str | Path, described: dict[str, Any]) -> None:
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     durable.write_json(path, described)
+
+
+def _may_end_elsewhere(described: dict[str, Any], steps_taken: int) -> bool:
+    """Whether a run would have taken the same steps so far with any number of steps.
+
+    Args:
+        described: the run as it goes on.
+        steps_taken: up to its last checkpoint.
+    """
+    warmup_steps = described.get("warmup_steps", 0)
+    has_constant_rate = described.get("lr_scheduler_type") in CONSTANT_RATES
+    is_warmed_by_share = 0 < warmup_steps < 1
+    return has_constant_rate and not is_warmed_by_share and described["max_steps"] >= steps_taken
 
 
 def checkpoints_of(folder: str | Path) -> list[Path]:
@@ -179,8 +199,10 @@ def finished(
     summary = durable.read_json(folder / "summary.json")
     if checkpoint is None or summary is None:
         return None
-    # A number of epochs ends at the step that the summary says
-    if not is_at_end(config, checkpoint) and summary.get("steps") != step_of(checkpoint):
+    is_done = is_at_end(config, checkpoint)
+    if config.max_steps <= 0:  # a number of epochs ends at the step that the summary says
+        is_done = summary.get("steps") == step_of(checkpoint)
+    if not is_done:
         return None
     return summary if has_results(folder, summary, recipe.save) else None
 
