@@ -264,8 +264,10 @@ def test_the_reward_of_a_served_reward_model(tmp_path):
         assert reward(completions[:3], **COLUMNS) == [1.0, 0.3, 0.4]
         assert len(endpoint.bodies) == asked  # kept: nothing is paid twice
         # The others are to another prompt, whose mean would say something about this one
-        with pytest.raises(ValueError, match=r"rates no completion to .*no rating in 3 replies"):
-            reward([completions[0], completions[1], completions[3]], **COLUMNS)
+        assert reward([completions[0], completions[1], completions[3]], **COLUMNS) == [1.0, 0.3, 0]
+        endpoint.judge_fault_of = lambda text: "500"
+        with pytest.raises(ValueError, match=r"reward model does not answer.*internal error"):
+            reward([completions[2]], **COLUMNS)  # to another prompt than before
     contents = [body["messages"][0]["content"] for body in endpoint.bodies]
     kinds = {tuple(part["type"] for part in content) for content in contents}
     assert kinds == {("text",), ("image_url", "text")}

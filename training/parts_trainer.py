@@ -189,6 +189,7 @@ class PartsTrainer(Trainer):
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and folder.is_dir():
             mark_complete(folder)
+        if self.args.should_save:
             rotate_checkpoints(
                 output_dir=str(folder.parent),
                 save_total_limit=limit,

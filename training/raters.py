@@ -84,6 +84,10 @@ class RatingError(RuntimeError):
     """A reward model gave no rating."""
 
 
+class NoRating(RatingError):
+    """A reward model has replied, but with no rating."""
+
+
 class Rater(abc.ABC):
     """A reward model."""
 
@@ -204,7 +208,7 @@ class EndpointRater(Rater):
             rating = rating_of(text)
             if rating is not None:
                 return rating
-        return RatingError(f"no rating in {TRIES} replies, the last of which is {text[-200:]!r}")
+        return NoRating(f"no rating in {TRIES} replies, the last of which is {text[-200:]!r}")
 
 
 class ClassifierRater(Rater):

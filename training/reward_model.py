@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.raters import HIGHEST, LOWEST, Rated, Rater, RatingError
+from training.raters import HIGHEST, LOWEST, NoRating, Rated, Rater, RatingError
 from training.rewards import Column, Completion, text_of
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,9 @@ class ModelReward:
     r"""r = rating / 5 of a reward model.
 
     A completion that it does not rate gets the mean of the others to its prompt, so that this
-    reward says nothing about it. (TRL takes None for 0 where another reward has a value.)
+    reward says nothing about it. (TRL takes None for 0 where another reward has a value.) Where
+    this process has no other, it gets 0 for replies without a rating, which would be the same ones
+    when the training is started again; and an endpoint that does not answer is an error.
 
     With the rewards `accuracy` and `format` the sum is R1V2's
     r = r_rule + r_model + r_format; `reward_weights` weighs the three.
@@ -56,7 +58,7 @@ class ModelReward:
             columns: the other columns of the data, which do not matter here.
 
         Raises:
-            ValueError: no completion to a prompt is rated.
+            ValueError: the endpoint answers for no completion to a prompt.
         """
         samples = []
         for number, completion in enumerate(completions):
@@ -89,7 +91,7 @@ def _mean_of_prompt(
     rewards: Mapping[int, float],
     failed: Mapping[int, RatingError],
 ) -> float:
-    """The mean reward of the completions to the same prompt as one that has none.
+    """The mean reward of the completions to the same prompt as one that has none; see ModelReward.
 
     Args:
         samples: all that were to be rated.
@@ -98,15 +100,17 @@ def _mean_of_prompt(
         failed: why others have none, by place.
 
     Raises:
-        ValueError: no other has one.
+        ValueError: no other has one, since the endpoint does not answer.
     """
     prompt = samples[place]._replace(answer="")
     others = [
         reward for other, reward in rewards.items() if samples[other]._replace(answer="") == prompt
     ]
-    if not others:
-        raise ValueError(
-            f"The reward model rates no completion to {prompt.question[:60]!r}: {failed[place]}. "
-            "The training goes on from its last checkpoint when it is started again."
-        )
-    return sum(others) / len(others)
+    if others:
+        return sum(others) / len(others)
+    if isinstance(failed[place], NoRating):
+        return 0.0
+    raise ValueError(
+        f"The reward model does not answer: {failed[place]}. The training goes on from its last "
+        "checkpoint when it is started again."
+    )
