@@ -68,10 +68,10 @@ SMOKE = {
     "reasoning_2": 2,
     "rechecking": 2,
     "words": 2,
-    "init_1": 32,
-    "init_2": 64,
-    "init_3": 32,
-    "alignment": 32,
+    "init_1": 8,
+    "init_2": 16,
+    "init_3": 8,
+    "alignment": 16,
     "evaluation": 1,
 }
 # Tiles or texts of a step in such a run: a step of full size takes a slow CPU most of a minute.
