@@ -142,6 +142,12 @@ def test_weights_under_adapters_are_sent_merged(model, tokenizer):
     assert adapted_name.endswith("layers.0.self_attn.q_proj.weight")
 
 
+def test_a_missing_vllm_is_found_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(grpo_vllm.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="vLLM is not installed in this environment"):
+        grpo_vllm.check_installed()
+
+
 def test_tiles_that_vllm_would_not_make_are_refused(tmp_path):
     """vLLM tiles as config.json says, whatever a recipe does."""
     data = tmp_path / "data.jsonl"

@@ -571,3 +571,11 @@ def test_an_endpoint_that_serves_another_model_is_refused(monkeypatch, tmp_path)
     questions = write(tmp_path / "questions.jsonl", [{"question": "Q1: what?"}])
     with endpoint.serving() as url, pytest.raises(ValueError, match=r"expected one of \['nano'\]"):
         run_endpoint(monkeypatch, [url], questions, tmp_path / "answers.jsonl")
+
+
+@pytest.mark.parametrize("flags", [("--tensor-parallel", "4"), ("--vllm-options", '{"seed": 1}')])
+def test_settings_of_vllm_are_refused_where_it_does_not_answer(monkeypatch, tmp_path, flags):
+    """Four GPUs were asked for, and transformers would take one without a word."""
+    questions = write(tmp_path / "questions.jsonl", [{"question": "What?"}])
+    with pytest.raises(ValueError, match="are vLLM's, which does not answer here"):
+        run(monkeypatch, None, questions, tmp_path / "answers.jsonl", *flags)

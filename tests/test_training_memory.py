@@ -157,6 +157,13 @@ def test_a_recipe_may_have_one_text_for_a_list(tmp_path, train, parts):
     assert memory.Stage.from_yaml(tmp_path / "recipe.yaml").train == parts
 
 
+@pytest.mark.parametrize("name", ["iterate", "distill"])
+def test_a_recipe_that_trains_nothing_is_refused(name):
+    path = checkpoints.ROOT / "training" / "recipes" / "38b" / f"{name}.yaml"
+    with pytest.raises(ValueError, match=f"a recipe of training.{name} "):
+        memory.Stage.from_yaml(path)
+
+
 def test_unknown_parts_do_not_count_as_nothing():
     with pytest.raises(ValueError, match=r"train: \['mlp'\]; expected some of mlp1"):
         memory.estimate(NANO_CONFIG, memory.Stage(train=("mlp",)))
