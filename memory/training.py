@@ -32,9 +32,9 @@ FLOAT32_BYTES = 4
 MODULES = ("mlp1", "vision_model", "language_model")  # of TRAINABLE, those that are modules
 # The tile of logits that TRL's fused head (1.16, trl/kernels/chunked_logprob.py) has at a time
 TOKENS_OF_TILE = 4096
+WORDS_OF_TILE = 32_768
 # A key of the recipes of other commands, which train nothing themselves
 NO_TRAINING = {"thresholds": "training.iterate", "judge": "training.distill"}
-WORDS_OF_TILE = 32_768
 
 
 @dataclasses.dataclass(frozen=True)

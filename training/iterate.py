@@ -231,10 +231,8 @@ class Iterations:
         entries, chosen, rated_high = [], [], []
         with Judge() as judge:
             for place, sample in enumerate(self.samples):
-                entry = _judged(judge, sample, place, ratings[place], answers[str(place)])
-                rating = entry["rating"]
-                if threshold is not None and rating is not None and "problem" not in entry:
-                    entry["is_rated_high"] = rating >= threshold
+                found = _judged(judge, sample, ratings[place], threshold, answers[str(place)])
+                entry = {"number": place, **found}
                 entries.append(entry)
                 if entry["is_rated_high"]:
                     rated_high.append(sample.row)
@@ -407,19 +405,22 @@ def _launch(words: Sequence[str]) -> list[str]:
 
 
 def _judged(
-    judge: Judge, sample: Sample, place: int, rating: float | None, answered: dict[str, Any]
+    judge: Judge,
+    sample: Sample,
+    rating: float | None,
+    threshold: float | None,
+    answered: dict[str, Any],
 ) -> dict[str, Any]:
-    """The line of `selection.jsonl` of a sample that is not yet compared with a threshold.
+    """The line of `selection.jsonl` of a sample, without its number.
 
     Args:
         judge: of answers.
         sample: that is judged.
-        place: its number, from 0.
         rating: of the sample, or None.
+        threshold: τ_t, or None where no rating counts.
         answered: what the model before answers, or an error; see serving/question_file.py.
     """
-    entry = {
-        "number": place,
+    left_out = {
         "rating": rating,
         "is_rated_high": False,
         "is_error": False,
@@ -427,13 +428,18 @@ def _judged(
         "reason": None,
     }
     if rating is None:
-        return {**entry, "problem": "it has no rating"}
+        return {**left_out, "problem": "it has no rating"}
     if "error" in answered:
-        return {**entry, "problem": answered["error"]}
+        return {**left_out, "problem": answered["error"]}
     # Without its thinking; of one that was never closed nothing is left.
     verdict = judge.judge(sample.rated.right, answered["answer"])
-    judged = {"is_error": not verdict.is_right, "said": verdict.answer, "reason": verdict.reason}
-    return {**entry, **judged}
+    return {
+        "rating": rating,
+        "is_rated_high": threshold is not None and rating >= threshold,
+        "is_error": not verdict.is_right,
+        "said": verdict.answer,
+        "reason": verdict.reason,
+    }
 
 
 @contextlib.contextmanager

@@ -80,7 +80,9 @@ class ModelReward:
                 failed[place] = rating
             else:
                 rewards[place] = (rating - LOWEST) / (HIGHEST - LOWEST)
-        means = {place: _mean_of_prompt(samples, place, rewards, failed) for place in failed}
+        means = {}
+        for place, error in failed.items():
+            means[place] = _mean_of_prompt(samples, place, rewards, error)
         rewards |= means
         return [rewards[place] for place in range(len(samples))]
 
@@ -89,15 +91,15 @@ def _mean_of_prompt(
     samples: Sequence[Rated],
     place: int,
     rewards: Mapping[int, float],
-    failed: Mapping[int, RatingError],
+    error: RatingError,
 ) -> float:
     """The mean reward of the completions to the same prompt as one that has none; see ModelReward.
 
     Args:
         samples: all that were to be rated.
         place: of the one without.
-        rewards: by place.
-        failed: why others have none, by place.
+        rewards: of those that were, by place.
+        error: why it has none.
 
     Raises:
         ValueError: no other has one, since the endpoint does not answer.
@@ -108,9 +110,9 @@ def _mean_of_prompt(
     ]
     if others:
         return sum(others) / len(others)
-    if isinstance(failed[place], NoRating):
+    if isinstance(error, NoRating):
         return 0.0
     raise ValueError(
-        f"The reward model does not answer: {failed[place]}. The training goes on from its last "
+        f"The reward model does not answer: {error}. The training goes on from its last "
         "checkpoint when it is started again."
     )
