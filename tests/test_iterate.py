@@ -391,6 +391,8 @@ def test_a_server_without_the_reward_model_is_refused(tmp_path):
 BAD_RECIPES = [
     ({"thresholds": [2]}, r"thresholds \[2\] and learning_rates"),
     ({"thresholds": [2, 6]}, "6 is no rating"),
+    ({"thresholds": 3}, r"iterate\.yaml: .*int"),
+    ({"reward": {"kind": "classifier", "model": "x", "low": "a", "high": 1}}, "reward: .*'str'"),
     ({"max_broken_share": 1.5}, r"max_broken_share=1\.5 must be in"),
     ({"steps": [3]}, r"steps \[3\]: expected one number for each of 2"),
     ({"colour": "red"}, "unknown key 'colour'"),

@@ -39,6 +39,7 @@ from answers.judging import Judge
 from training.command_line import argument_parser, exit_code
 from training.raters import Rated, RatingError, make_rater, settings_of
 from training.resume import has_results
+from training.settings import settings_from
 from training.solved_rows import (
     SolvedRow,
     question_fields,
@@ -474,22 +475,7 @@ def read_recipe(path: str) -> IterationRecipe:
         ValueError: an unknown key, a missing one, or a value that does not fit.
     """
     content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected keys and values.")
-    known = {field.name for field in dataclasses.fields(IterationRecipe)}
-    unknown = sorted(set(content) - known)
-    if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected some of {sorted(known)}.")
-    fields = dataclasses.fields(IterationRecipe)
-    missing = [field.name for field in fields if _is_required(field) and field.name not in content]
-    if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} missing.")
-    return IterationRecipe(**content)
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field of a recipe has no default."""
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return settings_from(path, IterationRecipe, content)
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ from serving.client import Client, Message, Reply, RequestFailed, user_message
 from serving.reply_cache import ReplyCache
 from serving.sampling import Sampling
 from training.rewards import has_format
+from training.settings import settings_from
 
 logger = logging.getLogger(__name__)
 LOWEST, HIGHEST = 0.0, 5.0
@@ -139,18 +140,12 @@ def settings_of(values: Any) -> RewardSettings:
     Raises:
         ValueError: no mapping, an unknown or a missing key, or a value that does not fit.
     """
-    known = [field.name for field in dataclasses.fields(RewardSettings)]
     if not isinstance(values, dict) or "kind" not in values:
         raise ValueError(
             f"reward: {values!r}: expected a mapping with a kind, one of {', '.join(KINDS)}; see "
             "training/raters.py."
         )
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ValueError(
-            f"reward: unknown key {unknown[0]!r}: expected some of {', '.join(known)}."
-        )
-    return RewardSettings(**values)
+    return settings_from("reward", RewardSettings, values)
 
 
 def make_rater(settings: RewardSettings, cache: Path) -> Rater:

@@ -12,6 +12,7 @@ import yaml
 from serving.sampling import Sampling
 from training.distill.length import LengthSettings
 from training.distill.records import Shard
+from training.settings import settings_from
 
 GENERATORS = ("local", "vllm", "endpoint")
 JUDGES = ("endpoint", "solution")
@@ -254,24 +255,9 @@ def read_recipe(path: str, changes: dict[str, Any] | None = None) -> DistillReci
             content[name] = value
     for name, settings in NESTED.items():
         if name in content:
-            content[name] = _made(f"{path}: {name}", settings, content[name])
-    return _made(path, DistillRecipe, content)
-
-
-def _made(where: str, settings: Any, content: Any) -> Any:
-    """Settings from what YAML has for them."""
-    if not isinstance(content, dict):
-        raise ValueError(f"{where}: {content!r}: expected keys and values.")
-    known = {field.name for field in dataclasses.fields(settings)}
-    if settings is Sampling:
-        known -= set(NOT_OF_THE_RUN)
-    unknown = sorted(set(map(str, content)) - known)
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; expected some of {sorted(known)}.")
-    try:
-        return settings(**content)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+            left_out = NOT_OF_THE_RUN if settings is Sampling else ()
+            content[name] = settings_from(f"{path}: {name}", settings, content[name], left_out)
+    return settings_from(path, DistillRecipe, content)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
